@@ -1,0 +1,3 @@
+//! The control plane: one thread, one tokio runtime, everything that is not a request.
+
+pub mod config;

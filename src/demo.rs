@@ -1,0 +1,1 @@
+//! Sample backends: auth, sms and llm, for `ringway demo` and for tests.

@@ -1,0 +1,6 @@
+//! HTTP/1.1, pure: bytes to messages and back (RFC 9110, RFC 9112).
+
+pub mod body;
+pub mod headers;
+pub mod request;
+pub mod response;

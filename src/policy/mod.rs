@@ -1,0 +1,3 @@
+//! Policies, pure: one verdict each.
+
+pub mod access_log;

@@ -1,0 +1,235 @@
+//! The seam between the planes.
+//!
+//! Control to data: a [`Snapshot`] is immutable and whole, so that no request ever sees half a change. The control plane
+//! publishes one through the [`Seam`]; a worker compares one generation number a request and takes the new snapshot when
+//! it differs. Data to control: each worker writes what it has adopted, and its own counters.
+//!
+//! Nothing here does IO or reads a clock.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::http::request::MethodSet;
+use crate::traffic::balance::Algorithm;
+use crate::traffic::route::RouteTable;
+
+/// Everything a worker needs to know to serve a request, at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts published snapshots, from 1.
+    pub generation: u64,
+    /// What applies before a route is known.
+    pub limits: Limits,
+    /// What applies before a route is known.
+    pub timeouts: Timeouts,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed.
+    pub trusted_proxies: Box<[IpNet]>,
+    /// What the access log holds.
+    pub logging: Logging,
+    /// Finds the index into `services`.
+    pub routes: RouteTable,
+    /// The services, the control plane's own management service among them.
+    pub services: Box<[Service]>,
+}
+
+/// A named set of endpoints behind one prefix.
+#[derive(Debug)]
+pub struct Service {
+    /// The name from the configuration, `management` for the control plane's own.
+    pub name: Box<str>,
+    /// The prefix that the route matched. It is the metrics' `endpoint` label.
+    pub prefix: Box<str>,
+    /// Whether `prefix` is cut off before the request is sent on (it is, for every service but `management`).
+    pub strip_prefix: bool,
+    /// The process-wide identity of the (service, prefix) pair in the counters.
+    pub route: RouteId,
+    /// Which methods pass; others are answered 405.
+    pub methods: MethodSet,
+    /// How an endpoint is chosen.
+    pub load_balancing: Algorithm,
+    /// Where requests go. May be empty (a name that does not resolve): requests are answered 503.
+    pub endpoints: Box<[Endpoint]>,
+    /// The service's own, the global ones where it names none.
+    pub timeouts: Timeouts,
+    /// The service's own, the global ones where it names none.
+    pub limits: Limits,
+}
+
+/// One address of a service.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The process-wide identity of (service, url, address): pools, in-flight counts and counters follow it from one
+    /// snapshot to the next.
+    pub id: EndpointId,
+    /// What logs and metrics call it: `127.0.0.1:9001`, `unix:/run/app.sock`.
+    pub instance: Box<str>,
+    /// The value of the `Host` header sent to it: the configured `name:port`; `localhost` for a Unix socket.
+    pub authority: Box<str>,
+    /// Where to connect.
+    pub address: Address,
+    /// Its share of the requests relative to its siblings', 1 to 1,000.
+    pub weight: u16,
+}
+
+/// Where to connect: always resolved, since a worker never looks up a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP, `http://host:port`.
+    Tcp(SocketAddr),
+    /// A Unix stream socket, `unix:/path`; a leading NUL byte makes it an abstract name.
+    Unix(PathBuf),
+}
+
+/// Process-wide identity of a route in the counters; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteId(pub u16);
+
+impl RouteId {
+    /// Stands for requests that matched no route; its `endpoint` label is `none`.
+    pub const NONE: RouteId = RouteId(0);
+    /// Stands for what the worker answers itself (`/health` and its kin); its `endpoint` label is `/health`.
+    pub const HEALTH: RouteId = RouteId(1);
+    /// The first identity that a configured route gets.
+    pub const FIRST: RouteId = RouteId(2);
+}
+
+/// Process-wide identity of an endpoint; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(pub u32);
+
+/// `[limits]`, and `[services.<name>.limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest head of a request or response, in bytes with its final CRLF CRLF, 1,024 to 65,536. Exceeded: 431.
+    pub header_bytes: usize,
+    /// The most header fields in a head, 8 to 256. Exceeded: 431.
+    pub header_count: usize,
+    /// The longest request target, in bytes, 64 to `header_bytes`. Exceeded: 414.
+    pub uri_bytes: usize,
+    /// The longest request body, in bytes; 0 means no limit. Exceeded: 413.
+    pub body_bytes: u64,
+    /// The most requests in flight to the service from one worker, at least 1. Exceeded: 503 with Retry-After.
+    pub requests_in_flight: u32,
+}
+
+/// `[timeouts]`, and `[services.<name>.timeouts]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From a request's first byte to the end of its head. Exceeded: 408.
+    pub header_read: Duration,
+    /// How long a downstream connection may wait for its next request, and an idle upstream connection is kept.
+    pub keepalive_idle: Duration,
+    /// To establish an upstream connection. Exceeded: 504.
+    pub connect: Duration,
+    /// From the end of the request to the head of the response. Exceeded: 504.
+    pub response_header: Duration,
+    /// Between two reads or two writes of a body or tunnel. Exceeded: 408 while the request's body is read, 504 while the
+    /// response's is awaited and nothing was passed on, a cut connection otherwise.
+    pub idle_body: Duration,
+}
+
+/// What the workers write to the access log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logging {
+    /// Off: no line is rendered at all.
+    pub enabled: bool,
+    /// JSON or text.
+    pub format: LogFormat,
+    /// The share of requests with a status below 400 that are logged, 0.0 to 1.0; others always are.
+    pub sample: f64,
+    /// Query parameters whose values are replaced in the logged path, lower case.
+    pub redact: Box<[Box<str>]>,
+}
+
+/// `logging.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// One line of `key=value` pairs, for eyes.
+    Text,
+}
+
+/// Where the process stands in its life; only ever grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Ready for traffic.
+    Serving = 0,
+    /// Still accepting, readiness answers 503 so that load balancers move on (`server.drain_delay`).
+    Unready = 1,
+    /// Listeners are closing, requests in flight finish, each answered with `Connection: close`.
+    Draining = 2,
+    /// The drain's time is over: whatever is left is cut.
+    Stopping = 3,
+}
+
+/// What the planes share besides the counters.
+#[derive(Debug)]
+pub struct Seam {
+    generation: AtomicU64,
+    current: Mutex<Arc<Snapshot>>,
+    phase: AtomicU8,
+    adopted: Box<[AtomicU64]>,
+}
+
+impl Seam {
+    /// A seam for `workers` workers that starts with `snapshot`.
+    pub fn new(snapshot: Snapshot, workers: usize) -> Self {
+        Seam {
+            generation: AtomicU64::new(snapshot.generation),
+            current: Mutex::new(Arc::new(snapshot)),
+            phase: AtomicU8::new(Phase::Serving as u8),
+            adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Makes `snapshot` the one that every worker takes before its next request. Its generation must be the highest yet.
+    pub fn publish(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(generation > current.generation, "snapshots are published in order");
+        *current = Arc::new(snapshot);
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// The generation last published: what a worker compares before each request.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The snapshot last published. Takes a lock: for a change of generation, not for each request.
+    pub fn load(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes that `worker` serves with `generation` from now on.
+    pub fn adopt(&self, worker: usize, generation: u64) {
+        self.adopted[worker].store(generation, Ordering::Release);
+    }
+
+    /// Whether every worker has adopted some snapshot, the condition of readiness.
+    pub fn all_adopted(&self) -> bool {
+        self.adopted.iter().all(|generation| generation.load(Ordering::Acquire) > 0)
+    }
+
+    /// Where the process stands.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Serving,
+            1 => Phase::Unready,
+            2 => Phase::Draining,
+            _ => Phase::Stopping,
+        }
+    }
+
+    /// Moves on to `phase`; a phase that lies behind already is ignored.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+}

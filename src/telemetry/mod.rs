@@ -1,0 +1,5 @@
+//! What is known about the traffic: counters that a worker alone writes, their exposition, and the way of a log line out.
+
+pub mod counters;
+pub mod exposition;
+pub mod log;

@@ -1,0 +1,4 @@
+//! Where a request goes, pure: handed the time and the randomness that a decision needs.
+
+pub mod balance;
+pub mod route;
