@@ -44,8 +44,8 @@ pub struct Service {
     pub name: Box<str>,
     /// The prefix that the route matched. It is the metrics' `endpoint` label.
     pub prefix: Box<str>,
-    /// Whether `prefix` is cut off before the request is sent on (it is, for every service but `management`).
-    pub strip_prefix: bool,
+    /// Whose service it is.
+    pub kind: ServiceKind,
     /// The process-wide identity of the (service, prefix) pair in the counters.
     pub route: RouteId,
     /// Which methods pass; others are answered 405.
@@ -58,6 +58,15 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// The service's own, the global ones where it names none.
     pub limits: Limits,
+}
+
+/// Whose service it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// A configured one: its prefix is cut off before a request is sent on, and its answers are a backend's.
+    Backend,
+    /// The control plane: it sees the whole path, and its answers are the gateway's own.
+    Management,
 }
 
 /// One address of a service.

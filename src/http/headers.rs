@@ -1,1 +1,319 @@
-//! Not written yet.
+//! Field names that the gateway treats specially, and the checks on field values that heads of both kinds share.
+//!
+//! A name is classified once into a [`Name`]; everything that is not special is passed on untouched.
+
+use memchr::memchr2_iter;
+
+/// A field that the gateway reads, owns or removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Name {
+    Connection,
+    ContentLength,
+    TransferEncoding,
+    Host,
+    Expect,
+    Upgrade,
+    Te,
+    Via,
+    Date,
+    XForwardedFor,
+    XForwardedProto,
+    XForwardedHost,
+    Forwarded,
+    XRequestId,
+    Traceparent,
+    Tracestate,
+    /// Hop-by-hop whatever `Connection` says (RFC 9110, section 7.6.1, and the older lists it replaces).
+    HopByHop,
+    /// Set by the gateway alone: a backend that trusts it must never see a client's.
+    Identity,
+    /// Set by the gateway alone, on answers that it made itself.
+    GatewayError,
+    /// Not special.
+    Other,
+}
+
+/// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
+pub fn classify(name: &[u8]) -> Name {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        2 if is(b"te") => Name::Te,
+        3 if is(b"via") => Name::Via,
+        4 if is(b"host") => Name::Host,
+        4 if is(b"date") => Name::Date,
+        6 if is(b"expect") => Name::Expect,
+        7 if is(b"upgrade") => Name::Upgrade,
+        7 if is(b"trailer") => Name::HopByHop,
+        9 if is(b"forwarded") => Name::Forwarded,
+        9 if is(b"x-user-id") => Name::Identity,
+        10 if is(b"connection") => Name::Connection,
+        10 if is(b"keep-alive") => Name::HopByHop,
+        10 if is(b"tracestate") => Name::Tracestate,
+        11 if is(b"traceparent") => Name::Traceparent,
+        12 if is(b"x-request-id") => Name::XRequestId,
+        13 if is(b"x-auth-method") || is(b"x-auth-scopes") => Name::Identity,
+        14 if is(b"content-length") => Name::ContentLength,
+        14 if is(b"http2-settings") => Name::HopByHop,
+        15 if is(b"x-forwarded-for") => Name::XForwardedFor,
+        15 if is(b"x-gateway-error") => Name::GatewayError,
+        16 if is(b"x-forwarded-host") => Name::XForwardedHost,
+        16 if is(b"proxy-connection") => Name::HopByHop,
+        17 if is(b"transfer-encoding") => Name::TransferEncoding,
+        17 if is(b"x-forwarded-proto") => Name::XForwardedProto,
+        18 if is(b"proxy-authenticate") => Name::HopByHop,
+        19 if is(b"proxy-authorization") => Name::HopByHop,
+        _ => Name::Other,
+    }
+}
+
+/// Fields that change framing, routing, trust or the meaning of what was already passed on, and so may not arrive in a
+/// trailer section (RFC 9110, section 6.5.1).
+pub fn may_be_trailer(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    classify(name) == Name::Other
+        && !is(b"authorization")
+        && !is(b"cookie")
+        && !is(b"set-cookie")
+        && !is(b"cache-control")
+        && !is(b"content-encoding")
+        && !is(b"content-type")
+        && !is(b"content-range")
+        && !is(b"www-authenticate")
+        && !is(b"x-api-key")
+        && !is(b"max-forwards")
+        && !is(b"range")
+        && !is(b"location")
+}
+
+/// The elements of a comma-separated list, trimmed; an empty element is returned as such.
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Whether a `Connection` line among `fields` names the field `name`, which is hop-by-hop then (RFC 9110, section 7.6.1).
+pub fn is_nominated(fields: &[httparse::Header<'_>], name: &str) -> bool {
+    fields
+        .iter()
+        .filter(|field| classify(field.name.as_bytes()) == Name::Connection)
+        .flat_map(|field| list(field.value))
+        .any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// Reads a `Content-Length`: digits alone. A sign, a list, white space inside, or a value beyond `u64` is `None`
+/// (RFC 9112, section 6.3: anything else is an unrecoverable error).
+pub fn content_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0u64, |sum, &byte| match byte {
+        b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
+        _ => None,
+    })
+}
+
+/// What the lines `Transfer-Encoding` of one message say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferCoding {
+    /// Exactly one coding, `chunked`.
+    Chunked,
+    /// A coding that is not `chunked`, in a place where it could stand.
+    Unknown,
+    /// An empty element, `chunked` twice or not last, or a parameter on it.
+    Malformed,
+}
+
+/// Reads one `Transfer-Encoding` line (RFC 9112, section 6.1).
+pub fn transfer_coding(value: &[u8]) -> TransferCoding {
+    let mut coding = None;
+    for element in list(value) {
+        let chunked = element.eq_ignore_ascii_case(b"chunked");
+        let token = !element.is_empty() && element.iter().all(|&byte| is_token(byte));
+        coding = match coding {
+            _ if !token => return TransferCoding::Malformed,
+            Some(TransferCoding::Chunked) => return TransferCoding::Malformed,
+            None if chunked => Some(TransferCoding::Chunked),
+            // After another coding `chunked` is where it belongs, and the other coding is still one we do not decode.
+            _ => Some(TransferCoding::Unknown),
+        };
+    }
+    coding.unwrap_or(TransferCoding::Malformed)
+}
+
+/// A `tchar` (RFC 9110, section 5.6.2).
+pub fn is_token(byte: u8) -> bool {
+    matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'z' | b'|' | b'~' | b'0'..=b'9' | b'A'..=b'Z')
+}
+
+/// A request id that may be kept: 1 to 128 bytes that mean nothing special in a header, a URL or a log line.
+pub fn is_request_id(value: &[u8]) -> bool {
+    (1..=128).contains(&value.len())
+        && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:=+/@".contains(byte))
+}
+
+/// A `traceparent` of version 00 (W3C Trace Context, section 3.2): ids in lower-case hex, neither all zero.
+pub fn is_traceparent(value: &[u8]) -> bool {
+    let hex = |range: std::ops::Range<usize>| value[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |range: std::ops::Range<usize>| value[range].iter().all(|&byte| byte == b'0');
+    value.len() == 55
+        && value.starts_with(b"00-")
+        && value[35] == b'-'
+        && value[52] == b'-'
+        && hex(3..35)
+        && hex(36..52)
+        && hex(53..55)
+        && !zero(3..35)
+        && !zero(36..52)
+}
+
+/// Where the search for the end of a head stands, so that bytes that trickle in are looked at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadScan {
+    at: usize,
+    line_start: usize,
+}
+
+/// A line end that is not CRLF: a bare LF, or a CR that something else follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BareLineEnd;
+
+impl HeadScan {
+    /// A search that begins `skip` bytes in.
+    pub fn from(skip: usize) -> HeadScan {
+        HeadScan { at: skip, line_start: skip }
+    }
+
+    /// The length of the head at the front of `bytes`, its empty line included; `None` when it goes on beyond them.
+    ///
+    /// httparse takes a bare LF for a line end. A backend may not, and where two readers disagree about where a head
+    /// ends, requests are smuggled: so any LF without CR before it, and any CR without LF behind it, is refused here
+    /// (RFC 9112, section 2.2).
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<usize>, BareLineEnd> {
+        let base = self.at;
+        let mut skip_to = base;
+        for found in memchr2_iter(b'\r', b'\n', &bytes[base..]) {
+            let index = base + found;
+            if index < skip_to {
+                continue;
+            }
+            if bytes[index] == b'\n' {
+                return Err(BareLineEnd);
+            }
+            match bytes.get(index + 1) {
+                None => {
+                    self.at = index;
+                    return Ok(None);
+                }
+                Some(b'\n') if index == self.line_start => return Ok(Some(index + 2)),
+                Some(b'\n') => {
+                    self.line_start = index + 2;
+                    skip_to = index + 2;
+                }
+                Some(_) => return Err(BareLineEnd),
+            }
+        }
+        self.at = bytes.len();
+        Ok(None)
+    }
+
+    /// Whether the first line is complete.
+    pub fn has_first_line(&self, skip: usize) -> bool {
+        self.line_start > skip
+    }
+}
+
+/// Appends `value` in decimal.
+pub fn push_decimal(value: u64, out: &mut Vec<u8>) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    let mut rest = value;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// Appends `name: value` and a line end.
+pub fn push_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_length_is_digits_alone() {
+        let check = |value: &[u8], expected| assert_eq!(content_length(value), expected, "{value:?}");
+        check(b"0", Some(0));
+        check(b"007", Some(7));
+        check(b"18446744073709551615", Some(u64::MAX));
+        for refused in [&b""[..], b"+5", b"-1", b"5,5", b"5, 6", b"5 5", b"0x10", b"18446744073709551616", b"1e3"] {
+            check(refused, None);
+        }
+    }
+
+    #[test]
+    fn transfer_codings() {
+        use TransferCoding::*;
+        let check = |value: &[u8], expected| assert_eq!(transfer_coding(value), expected, "{value:?}");
+        check(b"chunked", Chunked);
+        check(b"Chunked", Chunked);
+        check(b"gzip", Unknown);
+        check(b"gzip, chunked", Unknown);
+        check(b"xchunked", Unknown);
+        check(b"chunked, chunked", Malformed);
+        check(b"chunked, gzip", Malformed);
+        check(b"chunked,", Malformed);
+        check(b",chunked", Malformed);
+        check(b"", Malformed);
+        check(b"chunked;a=b", Malformed);
+        check(b"\x0bchunked", Malformed);
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_found_at_every_split() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody";
+        for split in 0..head.len() {
+            let mut scan = HeadScan::default();
+            let first = scan.advance(&head[..split]).expect("the line ends are right");
+            assert_eq!(first.is_some(), split >= head.len() - 4, "{split}");
+            if first.is_none() {
+                assert_eq!(scan.advance(head), Ok(Some(head.len() - 4)), "{split}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bare_line_end_is_refused_as_soon_as_it_is_seen() {
+        let check = |bytes: &[u8]| assert_eq!(HeadScan::default().advance(bytes), Err(BareLineEnd), "{bytes:?}");
+        check(b"GET / HTTP/1.1\n");
+        check(b"GET / HTTP/1.1\r\nA: b\n");
+        check(b"GET / HTTP/1.1\r\nA: b\rc");
+        check(b"GET / HTTP/1.1\r\r\n");
+        check(b"GET / HTTP/1.1\r\n\n");
+    }
+
+    #[test]
+    fn trace_parents() {
+        assert!(is_traceparent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for refused in [
+            &b"00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..],
+            b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra",
+            b"",
+        ] {
+            assert!(!is_traceparent(refused), "{refused:?}");
+        }
+    }
+}

@@ -2,5 +2,9 @@
 
 pub mod body;
 pub mod headers;
+pub mod problem;
 pub mod request;
 pub mod response;
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,22 @@
-//! Request heads.
+//! Request heads: read strictly, written anew for the upstream (RFC 9112, sections 3, 5 and 6).
+//!
+//! [`parse`] decides everything about a request that its head can decide: form of the target, host, framing, whether the
+//! connection may live on. What it lets through is unambiguous; what is not is an error with the status that follows.
+//! Nothing is copied: a [`RequestHead`] points into the bytes that it was read from.
+
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+
+use super::body::Framing;
+use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_decimal, push_field};
+use super::problem::Problem;
+use crate::snapshot::Limits;
+
+/// Storage for the fields of a head while it is looked at: as many as `limits.header_count` may allow.
+pub type FieldStorage<'a> = [MaybeUninit<httparse::Header<'a>>; HEADER_COUNT_MAX];
+
+/// The highest value that `limits.header_count` may have.
+pub const HEADER_COUNT_MAX: usize = 256;
 
 /// A request method (RFC 9110, section 9). Anything beyond the registered core is [`Method::Other`]: it is passed on by
 /// its bytes and counted as `OTHER`.
@@ -86,7 +104,7 @@ impl MethodSet {
 
     /// This set with `method` in it.
     #[must_use]
-    pub fn with(self, method: Method) -> MethodSet {
+    pub const fn with(self, method: Method) -> MethodSet {
         MethodSet(self.0 | 1 << method as u16)
     }
 
@@ -98,5 +116,476 @@ impl MethodSet {
     /// The methods of the set that have a name, in the order of [`Method::ALL`]: the `Allow` header's list.
     pub fn named(self) -> impl Iterator<Item = Method> {
         Method::ALL.into_iter().filter(move |&method| method != Method::Other && self.contains(method))
+    }
+}
+
+/// `HTTP/1.0` or `HTTP/1.1`; nothing else is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+/// The form of a request target (RFC 9112, section 3.2). `CONNECT`'s authority-form is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `/path?query`, alone or behind `http://host`.
+    Path,
+    /// `*`, with OPTIONS.
+    Asterisk,
+}
+
+/// A request head that was understood.
+#[derive(Debug)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: Method,
+    /// The method as it was sent.
+    pub method_token: &'a [u8],
+    /// The target as it was sent.
+    pub target: &'a [u8],
+    /// The form of the target.
+    pub form: Form,
+    /// The target's path, not normalised; `/` when an absolute-form has none.
+    pub path: &'a [u8],
+    /// What stands behind the first `?`, untouched.
+    pub query: Option<&'a [u8]>,
+    /// The version.
+    pub version: Version,
+    /// The host asked for, from the target or else the `Host` field; empty on HTTP/1.0 without one.
+    pub host: &'a [u8],
+    /// How the body is delimited: `None`, `Length` or `Chunked`.
+    pub framing: Framing,
+    /// Whether the client wants the connection to live on.
+    pub persistent: bool,
+    /// `Expect: 100-continue` on HTTP/1.1.
+    pub expects_continue: bool,
+    /// `Connection: Upgrade` with `Upgrade: websocket`. Other protocols are not offered to the upstream: `h2c` would let
+    /// requests through that no policy has seen.
+    pub upgrade: bool,
+    /// `TE: trailers`.
+    pub accepts_trailers: bool,
+    /// Whether `Connection` nominates fields beyond the ones known to be hop-by-hop.
+    nominates: bool,
+    /// `X-Request-Id`, when it is well-formed.
+    pub request_id: Option<&'a [u8]>,
+    /// `traceparent`, when it is well-formed.
+    pub traceparent: Option<&'a [u8]>,
+    /// The last `X-Forwarded-For` line, for a trusted peer's word about its client.
+    pub forwarded_for: Option<&'a [u8]>,
+    /// The fields, in the order they came in.
+    pub fields: &'a [httparse::Header<'a>],
+    /// The length of the head in bytes.
+    pub length: usize,
+}
+
+/// Why a head is not served. The connection closes after each of them: where the next request starts is not certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RequestError {
+    BareLineEnd,
+    RequestLine,
+    Target,
+    Field,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    UnknownCoding,
+    Connect,
+    Expectation,
+    TargetTooLong,
+    HeadTooLarge,
+    Version,
+}
+
+impl RequestError {
+    /// What the client is answered with.
+    pub const fn problem(self) -> Problem {
+        match self {
+            RequestError::BareLineEnd => Problem::malformed("A line of the request's head does not end in CR LF."),
+            RequestError::RequestLine => Problem::malformed("The request line is malformed."),
+            RequestError::Target => Problem::malformed("The request target is malformed."),
+            RequestError::Field => Problem::malformed("A header field is malformed."),
+            RequestError::Host => Problem::malformed("The Host header field is missing, repeated or malformed."),
+            RequestError::ContentLength => Problem::malformed("Content-Length is repeated or not a plain number."),
+            RequestError::TransferEncoding => Problem::malformed(
+                "Transfer-Encoding must be a single `chunked`, in HTTP/1.1 and without Content-Length.",
+            ),
+            RequestError::UnknownCoding => Problem::new(
+                501,
+                "unsupported_transfer_coding",
+                "The transfer coding is not implemented; use `chunked`.",
+            ),
+            RequestError::Connect => {
+                Problem::new(405, "method_not_allowed", "The CONNECT method is not available here.")
+                    .allow(MethodSet::ALL)
+            }
+            RequestError::Expectation => {
+                Problem::new(417, "expectation_failed", "The only expectation that can be met is `100-continue`.")
+            }
+            RequestError::TargetTooLong => Problem::new(414, "uri_too_long", "The request target is too long."),
+            RequestError::HeadTooLarge => {
+                Problem::new(431, "headers_too_large", "The header fields are too large or too many.")
+            }
+            RequestError::Version => {
+                Problem::new(505, "version_not_supported", "Only HTTP/1.0 and HTTP/1.1 are supported.")
+            }
+        }
+    }
+}
+
+/// How many bytes of empty lines stand before the request line. A robust server skips them (RFC 9112, section 2.2).
+pub fn leading_empty_lines(bytes: &[u8]) -> usize {
+    bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count() * 2
+}
+
+/// Whether `bytes` hold a whole head yet: its end, or `None`. `scan` remembers what was looked at; `skip` is what
+/// [`leading_empty_lines`] said.
+///
+/// # Errors
+/// [`RequestError::BareLineEnd`], and the two limits, as soon as they are certain.
+pub fn find_end(
+    bytes: &[u8],
+    skip: usize,
+    scan: &mut HeadScan,
+    limits: &Limits,
+) -> Result<Option<usize>, RequestError> {
+    let end = scan.advance(bytes).map_err(|_| RequestError::BareLineEnd)?;
+    // A method and a version stand on the line with the target: 32 bytes hold any of them.
+    let line_bytes_max = limits.uri_bytes + 32;
+    match end {
+        Some(end) if end - skip <= limits.header_bytes => Ok(Some(end)),
+        None if bytes.len() < limits.header_bytes && scan.has_first_line(skip) => Ok(None),
+        None if bytes.len() < limits.header_bytes.min(skip + line_bytes_max) => Ok(None),
+        None if !scan.has_first_line(skip) => Err(RequestError::TargetTooLong),
+        _ => Err(RequestError::HeadTooLarge),
+    }
+}
+
+/// Reads the head that [`find_end`] found: `bytes` begin with the request line and end with the empty line.
+///
+/// # Errors
+/// Every reason in [`RequestError`]. Nothing ambiguous is repaired.
+pub fn parse<'a>(
+    bytes: &'a [u8],
+    storage: &'a mut FieldStorage<'a>,
+    limits: &Limits,
+) -> Result<RequestHead<'a>, RequestError> {
+    let mut request = httparse::Request::new(&mut []);
+    let allowed = limits.header_count.min(HEADER_COUNT_MAX);
+    match request.parse_with_uninit_headers(bytes, &mut storage[..allowed]) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) | Err(httparse::Error::NewLine | httparse::Error::Token) => return Err(RequestError::RequestLine),
+        Err(httparse::Error::TooManyHeaders) => return Err(RequestError::HeadTooLarge),
+        Err(httparse::Error::Version) => return Err(version_error(bytes)),
+        Err(_) => return Err(RequestError::Field),
+    }
+    let (method_token, target, version) = match (request.method, request.path, request.version) {
+        (Some(method), Some(target), Some(0)) => (method.as_bytes(), target.as_bytes(), Version::Http10),
+        (Some(method), Some(target), Some(1)) => (method.as_bytes(), target.as_bytes(), Version::Http11),
+        _ => return Err(RequestError::RequestLine),
+    };
+    let method = Method::from_bytes(method_token);
+    if target.len() > limits.uri_bytes {
+        return Err(RequestError::TargetTooLong);
+    }
+    if method == Method::Connect {
+        return Err(RequestError::Connect);
+    }
+    let (form, authority, path, query) = split_target(target, method)?;
+
+    let mut head = RequestHead {
+        method,
+        method_token,
+        target,
+        form,
+        path,
+        query,
+        version,
+        host: b"",
+        framing: Framing::None,
+        persistent: version == Version::Http11,
+        expects_continue: false,
+        upgrade: false,
+        accepts_trailers: false,
+        nominates: false,
+        request_id: None,
+        traceparent: None,
+        forwarded_for: None,
+        fields: request.headers,
+        length: bytes.len(),
+    };
+    head.read_fields()?;
+    if let Some(authority) = authority {
+        head.host = authority;
+    }
+    Ok(head)
+}
+
+impl<'a> RequestHead<'a> {
+    /// One walk over the fields: framing, host and connection options.
+    fn read_fields(&mut self) -> Result<(), RequestError> {
+        let mut host = None;
+        let mut length = None;
+        let mut coding = None;
+        let mut wants_upgrade = false;
+        let mut offers_websocket = false;
+        let mut closes = false;
+        for field in self.fields {
+            let value = field.value;
+            match classify(field.name.as_bytes()) {
+                Name::Host if host.is_some() || !is_authority(value) => return Err(RequestError::Host),
+                Name::Host => host = Some(value),
+                Name::ContentLength if length.is_some() => return Err(RequestError::ContentLength),
+                Name::ContentLength => {
+                    length = Some(headers::content_length(value).ok_or(RequestError::ContentLength)?);
+                }
+                Name::TransferEncoding => match (coding, headers::transfer_coding(value)) {
+                    (None, TransferCoding::Chunked) => coding = Some(TransferCoding::Chunked),
+                    (None, TransferCoding::Unknown) => coding = Some(TransferCoding::Unknown),
+                    _ => return Err(RequestError::TransferEncoding),
+                },
+                Name::Expect if self.version == Version::Http10 => {}
+                Name::Expect if value.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
+                Name::Expect => return Err(RequestError::Expectation),
+                Name::Connection => {
+                    for option in headers::list(value) {
+                        match option {
+                            _ if option.eq_ignore_ascii_case(b"close") => closes = true,
+                            _ if option.eq_ignore_ascii_case(b"keep-alive") => self.persistent = true,
+                            _ if option.eq_ignore_ascii_case(b"upgrade") => wants_upgrade = true,
+                            _ if classify(option) == Name::Other && !option.is_empty() => self.nominates = true,
+                            _ => {}
+                        }
+                    }
+                }
+                Name::Upgrade => {
+                    offers_websocket |= headers::list(value).any(|token| token.eq_ignore_ascii_case(b"websocket"));
+                }
+                Name::Te => {
+                    self.accepts_trailers |= headers::list(value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+                }
+                Name::XRequestId if headers::is_request_id(value) => self.request_id = Some(value),
+                Name::Traceparent if headers::is_traceparent(value) => self.traceparent = Some(value),
+                Name::XForwardedFor => self.forwarded_for = Some(value),
+                _ => {}
+            }
+        }
+        self.framing = match (coding, length) {
+            (Some(_), Some(_)) => return Err(RequestError::TransferEncoding),
+            (Some(_), None) if self.version == Version::Http10 => return Err(RequestError::TransferEncoding),
+            (Some(TransferCoding::Chunked), None) => Framing::Chunked,
+            (Some(_), None) => return Err(RequestError::UnknownCoding),
+            (None, Some(0)) | (None, None) => Framing::None,
+            (None, Some(length)) => Framing::Length(length),
+        };
+        self.host = match host {
+            Some(host) => host,
+            None if self.version == Version::Http10 => b"",
+            None => return Err(RequestError::Host),
+        };
+        self.persistent &= !closes;
+        self.expects_continue &= self.framing != Framing::None;
+        self.upgrade = wants_upgrade
+            && offers_websocket
+            && self.version == Version::Http11
+            && self.method == Method::Get
+            && self.framing == Framing::None;
+        Ok(())
+    }
+}
+
+/// A version that was named and is not spoken, or a request line that names none.
+fn version_error(bytes: &[u8]) -> RequestError {
+    let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    match line.rsplit(|&byte| byte == b' ').next() {
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            RequestError::Version
+        }
+        _ => RequestError::RequestLine,
+    }
+}
+
+type Target<'a> = (Form, Option<&'a [u8]>, &'a [u8], Option<&'a [u8]>);
+
+/// Splits a target into form, authority, path and query.
+fn split_target(target: &[u8], method: Method) -> Result<Target<'_>, RequestError> {
+    if target == b"*" && method == Method::Options {
+        return Ok((Form::Asterisk, None, target, None));
+    }
+    if target.contains(&b'#') {
+        return Err(RequestError::Target);
+    }
+    if target.starts_with(b"/") {
+        let (path, query) = split_query(target);
+        return Ok((Form::Path, None, path, query));
+    }
+    let scheme_end = target.windows(3).position(|three| three == b"://").ok_or(RequestError::Target)?;
+    let scheme = &target[..scheme_end];
+    if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https") {
+        return Err(RequestError::Target);
+    }
+    let rest = &target[scheme_end + 3..];
+    let authority_end = rest.iter().position(|&byte| byte == b'/' || byte == b'?').unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(authority_end);
+    if !is_authority(authority) {
+        return Err(RequestError::Target);
+    }
+    let (path, query) = split_query(rest);
+    Ok((Form::Path, Some(authority), if path.is_empty() { b"/" } else { path }, query))
+}
+
+fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'?', target) {
+        Some(at) => (&target[..at], Some(&target[at + 1..])),
+        None => (target, None),
+    }
+}
+
+/// `host [":" port]` without userinfo (RFC 9110, section 7.2; RFC 3986, section 3.2.2): a name, an IPv4 address or an
+/// IPv6 address in brackets; not empty.
+fn is_authority(value: &[u8]) -> bool {
+    let (host, port) = match value {
+        [b'[', rest @ ..] => match rest.iter().position(|&byte| byte == b']') {
+            Some(end) => {
+                let (address, behind) = rest.split_at(end);
+                let address_ok =
+                    std::str::from_utf8(address).is_ok_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok());
+                return address_ok && matches!(behind, [b']'] | [b']', b':', ..]) && is_port(behind.get(2..));
+            }
+            None => return false,
+        },
+        _ => match value.iter().position(|&byte| byte == b':') {
+            Some(colon) => (&value[..colon], Some(&value[colon + 1..])),
+            None => (value, None),
+        },
+    };
+    let name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
+    !host.is_empty() && host.len() <= 255 && host.iter().all(name_byte) && is_port(port)
+}
+
+fn is_port(port: Option<&[u8]>) -> bool {
+    port.is_none_or(|digits| digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit))
+}
+
+/// What the gateway says to the upstream beyond what the client said.
+#[derive(Debug)]
+pub struct Forwarding<'a> {
+    /// The path to ask for: normalised, the prefix cut off.
+    pub path: &'a [u8],
+    /// The endpoint's `Host`.
+    pub authority: &'a str,
+    /// The peer that sent the request; `None` for a Unix socket.
+    pub peer: Option<IpAddr>,
+    /// Whether the peer's own `X-Forwarded-*` fields are believed and extended, or dropped and replaced.
+    pub peer_is_trusted: bool,
+    /// `X-Request-Id`.
+    pub request_id: &'a [u8],
+    /// `traceparent`.
+    pub traceparent: &'a [u8],
+}
+
+/// Writes the head that goes upstream: always HTTP/1.1, persistent, re-serialised field by field.
+pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(head.method_token);
+    out.push(b' ');
+    out.extend_from_slice(forwarding.path);
+    if let Some(query) = head.query {
+        out.push(b'?');
+        out.extend_from_slice(query);
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    push_field(b"Host", forwarding.authority.as_bytes(), out);
+
+    let mut forwarded_proto = None;
+    let mut forwarded_host = None;
+    let mut forwarded_for = None;
+    let mut via = None;
+    for field in head.fields {
+        let name = field.name.as_bytes();
+        match classify(name) {
+            Name::Other if head.nominates && headers::is_nominated(head.fields, field.name) => {}
+            Name::Other | Name::Date => push_field(name, field.value, out),
+            Name::Expect if head.expects_continue => push_field(name, field.value, out),
+            Name::Tracestate if head.traceparent.is_some() => push_field(name, field.value, out),
+            Name::Forwarded if forwarding.peer_is_trusted => push_field(name, field.value, out),
+            Name::XForwardedProto => forwarded_proto = Some(field.value),
+            Name::XForwardedHost => forwarded_host = Some(field.value),
+            // Several lines of a list are one list (RFC 9110, section 5.3): all but the last are passed on as they are.
+            Name::Via => {
+                if let Some(earlier) = via.replace(field.value) {
+                    push_field(b"Via", earlier, out);
+                }
+            }
+            Name::XForwardedFor if forwarding.peer_is_trusted => {
+                if let Some(earlier) = forwarded_for.replace(field.value) {
+                    push_field(name, earlier, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if let Some(earlier) = forwarded_for {
+        out.extend_from_slice(earlier);
+        out.extend_from_slice(b", ");
+    }
+    push_peer(forwarding.peer, out);
+    out.extend_from_slice(b"\r\n");
+    push_field(b"X-Forwarded-Proto", forwarded_proto.filter(|_| forwarding.peer_is_trusted).unwrap_or(b"http"), out);
+    let host = forwarded_host.filter(|_| forwarding.peer_is_trusted).unwrap_or(head.host);
+    if !host.is_empty() {
+        push_field(b"X-Forwarded-Host", host, out);
+    }
+    out.extend_from_slice(b"Via: ");
+    if let Some(earlier) = via {
+        out.extend_from_slice(earlier);
+        out.extend_from_slice(b", ");
+    }
+    out.extend_from_slice(match head.version {
+        Version::Http10 => b"1.0 ringway\r\n",
+        Version::Http11 => b"1.1 ringway\r\n",
+    });
+    push_field(b"X-Request-Id", forwarding.request_id, out);
+    push_field(b"traceparent", forwarding.traceparent, out);
+    match (head.upgrade, head.accepts_trailers) {
+        (true, _) => out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        (false, true) => out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n"),
+        (false, false) => {}
+    }
+    match head.framing {
+        Framing::Length(length) => {
+            out.extend_from_slice(b"Content-Length: ");
+            push_decimal(length, out);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        // Methods that usually carry a body say that this one is empty (RFC 9110, section 8.6).
+        Framing::None if matches!(head.method, Method::Post | Method::Put | Method::Patch) => {
+            out.extend_from_slice(b"Content-Length: 0\r\n");
+        }
+        Framing::None | Framing::Close => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn push_peer(peer: Option<IpAddr>, out: &mut Vec<u8>) {
+    use std::io::Write;
+    match peer {
+        Some(IpAddr::V4(address)) => {
+            for (index, octet) in address.octets().into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b'.');
+                }
+                push_decimal(u64::from(octet), out);
+            }
+        }
+        // Writing to a vector cannot fail.
+        Some(IpAddr::V6(address)) => drop(write!(out, "{address}")),
+        None => out.extend_from_slice(b"unknown"),
     }
 }

@@ -1,4 +1,19 @@
 //! Which endpoint takes the next request.
+//!
+//! A [`Balancer`] knows endpoints only by their index and weight. Whether one may take traffic, and how many requests it
+//! has, is asked of the caller at each pick, so that health, breakers and attempts already made need no second home here.
+//! A pick looks at every endpoint, once or twice: at most 256 of them, usually two to eight.
+//!
+//! Each worker balances for itself, and every new snapshot starts afresh. The first pick therefore begins at a drawn
+//! endpoint: workers that all began with the first one would send it a burst at each reload.
+
+mod least_connections;
+mod random;
+mod round_robin;
+
+use least_connections::LeastConnections;
+use random::Random;
+use round_robin::RoundRobin;
 
 /// `load_balancing` of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,4 +25,124 @@ pub enum Algorithm {
     LeastConnections,
     /// Weighted draw.
     Random,
+}
+
+/// Chooses endpoints for one service on one worker.
+#[derive(Debug)]
+pub struct Balancer(State);
+
+#[derive(Debug)]
+enum State {
+    RoundRobin(RoundRobin),
+    LeastConnections(LeastConnections),
+    Random(Random),
+}
+
+impl Balancer {
+    /// A balancer over as many endpoints as there are `weights`, 1 to 1,000 each; 0 is taken as 1.
+    pub fn new(algorithm: Algorithm, weights: impl Iterator<Item = u16>) -> Balancer {
+        let weights = weights.map(|weight| weight.max(1));
+        Balancer(match algorithm {
+            Algorithm::RoundRobin => State::RoundRobin(RoundRobin::new(weights)),
+            Algorithm::LeastConnections => State::LeastConnections(LeastConnections::new(weights)),
+            Algorithm::Random => State::Random(Random::new(weights)),
+        })
+    }
+
+    /// The index of the endpoint for the next request; `None` when none is usable.
+    ///
+    /// `usable` says whether an endpoint may take traffic and was not tried for this request already, `in_flight` how many
+    /// requests this worker has on it, `draw` is uniformly random.
+    pub fn pick(
+        &mut self,
+        draw: u64,
+        usable: impl Fn(usize) -> bool,
+        in_flight: impl Fn(usize) -> u32,
+    ) -> Option<usize> {
+        match &mut self.0 {
+            State::RoundRobin(state) => state.pick(draw, usable),
+            State::LeastConnections(state) => state.pick(draw, usable, in_flight),
+            State::Random(state) => state.pick(draw, usable),
+        }
+    }
+}
+
+/// `draw`, uniform over all of `u64`, brought into `0..bound` by multiplication (Lemire, "Fast random integer generation in
+/// an interval", 2019; its rejection step is left out: at these bounds the bias is below one in 2^45).
+fn scale(draw: u64, bound: u64) -> u64 {
+    ((u128::from(draw) * u128::from(bound)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALGORITHMS: [Algorithm; 3] = [Algorithm::RoundRobin, Algorithm::LeastConnections, Algorithm::Random];
+
+    #[test]
+    fn no_endpoint_at_all() {
+        for algorithm in ALGORITHMS {
+            let mut balancer = Balancer::new(algorithm, std::iter::empty());
+            assert_eq!(balancer.pick(7, |_| true, |_| 0), None, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_weight_of_zero_is_taken_as_one() {
+        for algorithm in ALGORITHMS {
+            let mut balancer = Balancer::new(algorithm, [0].into_iter());
+            assert_eq!(balancer.pick(u64::MAX, |_| true, |_| u32::MAX), Some(0), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_pick_is_spread() {
+        for algorithm in ALGORITHMS {
+            let mut first = [0; 4];
+            for draw in super::testing::draws(1).take(4_000) {
+                let mut balancer = Balancer::new(algorithm, [5; 4].into_iter());
+                first[balancer.pick(draw, |_| true, |_| 0).unwrap()] += 1;
+            }
+            assert!(first.iter().all(|count| (850..1_150).contains(count)), "{algorithm:?} {first:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_is_usable_and_none_only_if_nothing_is(
+            weights in proptest::collection::vec(0u16..=1_000, 0..=256),
+            rounds in proptest::collection::vec((any::<u64>(), any::<u64>(), 0u64..=8), 1..40),
+        ) {
+            for algorithm in ALGORITHMS {
+                let mut balancer = Balancer::new(algorithm, weights.iter().copied());
+                for &(draw, seed, of_eight) in &rounds {
+                    let noise = |index: usize| super::testing::mix(seed.wrapping_add(index as u64));
+                    let usable = |index: usize| noise(index) % 8 < of_eight;
+                    let chosen = balancer.pick(draw, usable, |index| noise(index + 1_000) as u32);
+                    match chosen {
+                        Some(index) => prop_assert!(index < weights.len() && usable(index), "{:?}", algorithm),
+                        None => prop_assert!(!(0..weights.len()).any(usable), "{:?}", algorithm),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    /// SplitMix64's output function (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+    pub(super) fn mix(state: u64) -> u64 {
+        let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// The same endless draws for the same seed.
+    pub(super) fn draws(seed: u64) -> impl Iterator<Item = u64> {
+        (0u64..).map(move |step| mix(mix(seed).wrapping_add(step.wrapping_mul(0x9E37_79B9_7F4A_7C15))))
+    }
 }

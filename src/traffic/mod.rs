@@ -1,4 +1,6 @@
 //! Where a request goes, pure: handed the time and the randomness that a decision needs.
 
 pub mod balance;
+pub mod host;
+pub mod path;
 pub mod route;
