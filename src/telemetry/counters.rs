@@ -1,1 +1,294 @@
-//! Not written yet.
+//! One worker's counters: written by that worker alone, read by the control thread whenever somebody scrapes.
+//!
+//! A write is a relaxed load and a relaxed store, never a read-modify-write, and no two workers write one cache line
+//! (HAProxy's rule for its per-thread counters). A scrape may see one counter a moment before another; each is exact.
+//!
+//! Series with labels live in open-addressed tables of a fixed size, so that nothing is allocated on the request path
+//! and hostile labels cannot grow them: what does not fit is counted under `other`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::http::request::Method;
+use crate::snapshot::{EndpointId, RouteId};
+
+/// What the counters count, the same for every worker.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// `metrics.enabled`: off, only what the gateway itself needs is counted.
+    pub enabled: bool,
+    /// Upper bounds of the duration histogram's buckets, in seconds, ascending.
+    pub buckets: Vec<f64>,
+    /// The most series of one metric in a worker.
+    pub max_series: usize,
+}
+
+/// A number that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. To be called by the owning worker only.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets it, for gauges. To be called by the owning worker only.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker's block.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    /// Requests under way.
+    pub active: Counter,
+    /// Client connections accepted.
+    pub connections_accepted: Counter,
+    /// Client connections open.
+    pub connections_open: Counter,
+    /// Accepts that failed: no descriptor, no memory, or a client that was gone.
+    pub accept_errors: Counter,
+    /// Panics caught.
+    pub panics: Counter,
+    /// Access-log lines dropped because the log's reader was too slow.
+    pub log_lines_dropped: Counter,
+    /// Body bytes from clients.
+    pub bytes_in: Counter,
+    /// Body bytes to clients.
+    pub bytes_out: Counter,
+    /// Upstream connections attempted.
+    pub upstream_connects: Counter,
+    /// Requests that went to a pooled connection.
+    pub upstream_reused: Counter,
+    /// Pooled connections that turned out to be closed.
+    pub upstream_stale: Counter,
+    /// Requests sent again.
+    pub retries: Counter,
+    /// Deadlines that fired.
+    pub timeouts: Counter,
+    /// Samples counted under `other` because a table was full.
+    pub series_dropped: Counter,
+    /// By route, method and status: count.
+    pub(super) requests: Table,
+    /// By route and method: nanoseconds, then a count for each bucket, the last for what is above all bounds.
+    pub(super) durations: Table,
+    /// By endpoint and status: count.
+    pub(super) upstream: Table,
+    bounds: Box<[u64]>,
+    enabled: bool,
+}
+
+/// The key of what did not fit.
+pub(super) const OTHER: u64 = u64::MAX;
+
+impl Counters {
+    /// A worker's block, all zero. Takes about 24 bytes for each of `max_series` and as much again for histograms, touched
+    /// only as series appear.
+    pub fn new(shape: &Shape) -> Counters {
+        let histograms = (shape.max_series / 8).max(64);
+        Counters {
+            active: Counter::default(),
+            connections_accepted: Counter::default(),
+            connections_open: Counter::default(),
+            accept_errors: Counter::default(),
+            panics: Counter::default(),
+            log_lines_dropped: Counter::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            upstream_connects: Counter::default(),
+            upstream_reused: Counter::default(),
+            upstream_stale: Counter::default(),
+            retries: Counter::default(),
+            timeouts: Counter::default(),
+            series_dropped: Counter::default(),
+            requests: Table::new(shape.max_series, 1),
+            durations: Table::new(histograms, shape.buckets.len() + 2),
+            upstream: Table::new(shape.max_series, 1),
+            bounds: shape.buckets.iter().map(|seconds| (seconds * 1e9) as u64).collect(),
+            enabled: shape.enabled,
+        }
+    }
+
+    /// A request has come.
+    pub fn request_started(&self) {
+        self.active.add(1);
+    }
+
+    /// A request has ended.
+    pub fn request_finished(&self, route: RouteId, method: Method, status: u16, duration: Duration) {
+        self.active.set(self.active.get().saturating_sub(1));
+        if !self.enabled {
+            return;
+        }
+        self.row(&self.requests, request_key(route, method, status))[0].add(1);
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let row = self.row(&self.durations, request_key(route, method, 0));
+        row[0].add(nanos);
+        let bucket = self.bounds.partition_point(|&bound| bound < nanos);
+        row[1 + bucket].add(1);
+    }
+
+    /// An endpoint has answered.
+    pub fn upstream_answered(&self, endpoint: EndpointId, status: u16) {
+        if self.enabled {
+            self.row(&self.upstream, u64::from(endpoint.0) << 16 | u64::from(status))[0].add(1);
+        }
+    }
+
+    fn row<'a>(&'a self, table: &'a Table, key: u64) -> &'a [Counter] {
+        table.row(key).unwrap_or_else(|| {
+            self.series_dropped.add(1);
+            table.other()
+        })
+    }
+}
+
+fn request_key(route: RouteId, method: Method, status: u16) -> u64 {
+    u64::from(route.0) << 24 | (method as u64) << 16 | u64::from(status)
+}
+
+/// What [`request_key`] put together.
+pub(super) fn split_request_key(key: u64) -> (RouteId, Method, u16) {
+    let method = Method::ALL.get((key >> 16) as usize & 0xff).copied().unwrap_or(Method::Other);
+    (RouteId((key >> 24) as u16), method, key as u16)
+}
+
+/// What [`Counters::upstream_answered`] put together.
+pub(super) fn split_upstream_key(key: u64) -> (EndpointId, u16) {
+    (EndpointId((key >> 16) as u32), key as u16)
+}
+
+/// Rows of counters by key: open addressing, linear probing, at most half full; rows are never removed.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// 0 is empty; a key is stored as itself plus one.
+    keys: Box<[AtomicU64]>,
+    rows: Box<[Counter]>,
+    stride: usize,
+    used: Counter,
+    max: usize,
+}
+
+impl Table {
+    fn new(max: usize, stride: usize) -> Table {
+        let slots = (max.max(1) * 2).next_power_of_two();
+        Table {
+            keys: std::iter::repeat_with(AtomicU64::default).take(slots).collect(),
+            // One more row, for what does not fit.
+            rows: std::iter::repeat_with(Counter::default).take((slots + 1) * stride).collect(),
+            stride,
+            used: Counter::default(),
+            max,
+        }
+    }
+
+    /// The row of `key`, made if there is none yet; `None` when the table is full.
+    fn row(&self, key: u64) -> Option<&[Counter]> {
+        let mask = self.keys.len() - 1;
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4): the multiplier is 2^64 over the golden ratio.
+        let mut slot = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        loop {
+            match self.keys[slot].load(Ordering::Relaxed) {
+                0 if self.used.get() >= self.max as u64 => return None,
+                0 => {
+                    self.used.add(1);
+                    self.keys[slot].store(key + 1, Ordering::Release);
+                    return Some(self.at(slot));
+                }
+                taken if taken == key + 1 => return Some(self.at(slot)),
+                _ => slot = (slot + 1) & mask,
+            }
+        }
+    }
+
+    fn at(&self, slot: usize) -> &[Counter] {
+        &self.rows[slot * self.stride..][..self.stride]
+    }
+
+    fn other(&self) -> &[Counter] {
+        self.at(self.keys.len())
+    }
+
+    /// Every row that was used, with its key; [`OTHER`] for what did not fit, if anything did not.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (u64, &[Counter])> {
+        let named = self.keys.iter().enumerate().filter_map(|(slot, key)| match key.load(Ordering::Acquire) {
+            0 => None,
+            key => Some((key - 1, self.at(slot))),
+        });
+        let other = Some((OTHER, self.other())).filter(|(_, row)| row.iter().any(|counter| counter.get() > 0));
+        named.chain(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(max_series: usize) -> Shape {
+        Shape { enabled: true, buckets: vec![0.001, 0.01], max_series }
+    }
+
+    #[test]
+    fn a_request_is_counted_once_everywhere() {
+        let counters = Counters::new(&shape(100));
+        counters.request_started();
+        counters.request_started();
+        counters.request_finished(RouteId(2), Method::Get, 200, Duration::from_millis(1));
+        assert_eq!(counters.active.get(), 1);
+        let rows: Vec<_> = counters.requests.rows().map(|(key, row)| (split_request_key(key), row[0].get())).collect();
+        assert_eq!(rows, [((RouteId(2), Method::Get, 200), 1)]);
+        let rows: Vec<_> =
+            counters.durations.rows().map(|(_, row)| row.iter().map(Counter::get).collect::<Vec<_>>()).collect();
+        assert_eq!(rows, [[1_000_000, 1, 0, 0]]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_as_other() {
+        let counters = Counters::new(&shape(10));
+        for status in 200..220 {
+            counters.request_started();
+            counters.request_finished(RouteId(2), Method::Get, status, Duration::ZERO);
+        }
+        let other = counters.requests.rows().find(|(key, _)| *key == OTHER).map(|(_, row)| row[0].get());
+        assert_eq!(other, Some(10));
+        assert_eq!(counters.series_dropped.get(), 10);
+        assert_eq!(counters.requests.rows().map(|(_, row)| row[0].get()).sum::<u64>(), 20);
+    }
+
+    #[test]
+    fn switched_off_only_what_is_under_way_is_counted() {
+        let counters = Counters::new(&Shape { enabled: false, ..shape(10) });
+        counters.request_started();
+        counters.request_finished(RouteId(2), Method::Get, 200, Duration::ZERO);
+        counters.upstream_answered(EndpointId(1), 200);
+        assert_eq!(counters.active.get(), 0);
+        assert_eq!(counters.requests.rows().count() + counters.upstream.rows().count(), 0);
+    }
+
+    #[test]
+    fn a_scrape_never_sees_a_row_before_it_is_whole() {
+        let counters = Counters::new(&shape(5_000));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for id in 0..200_000 {
+                    counters.upstream_answered(EndpointId(id % 4_000), 200);
+                }
+            });
+            while !writer.is_finished() {
+                for (key, _) in counters.upstream.rows() {
+                    let (endpoint, status) = split_upstream_key(key);
+                    assert!(endpoint.0 < 4_000 && status == 200);
+                }
+            }
+        });
+        assert_eq!(counters.upstream.rows().map(|(_, row)| row[0].get()).sum::<u64>(), 200_000);
+    }
+}
