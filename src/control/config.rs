@@ -1,1 +1,256 @@
-//! Not written yet.
+//! The configuration: from a file, the environment and the command line to a validated [`Config`].
+//!
+//! Bytes become a tree of values that know where they were written (`value`), the environment and the command line are laid
+//! over it (`overlay`), unknown keys are found (`keys`), and a typed reader (`read`) turns the tree into a [`Config`]
+//! (`tables`, `services`), noting every error instead of stopping at the first. What is in a [`Config`] is complete
+//! and within its ranges: nothing after this checks again. Names are not resolved here (`control::resolve`), and nothing
+//! is started.
+//!
+//! Precedence: command line, then environment, then file, then default.
+
+mod endpoint;
+mod error;
+mod file;
+mod keys;
+mod overlay;
+mod read;
+mod route;
+mod services;
+mod summary;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod units;
+mod value;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::http::request::MethodSet;
+use crate::snapshot::{Limits, Logging, Timeouts};
+use crate::traffic::balance::Algorithm;
+
+pub use error::{ConfigError, ConfigErrors, Place};
+pub use keys::KEYS;
+
+/// What a configuration is made from.
+#[derive(Clone, Default)]
+pub struct Source {
+    /// The file that `--config` names, which must exist; without it `./config.toml`, which may be absent.
+    pub path: Option<PathBuf>,
+    /// The process's environment variables, names and values: [`environment`].
+    pub environment: Vec<(String, String)>,
+    /// Options of the command line, as dotted keys and values: `("server.port", "9090")`.
+    pub overrides: Vec<(String, String)>,
+}
+
+/// A validated configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file it was read from, or `built-in defaults`.
+    pub origin: String,
+    /// `[server]`
+    pub server: Server,
+    /// `[limits]`: what applies before a route is known, and to services that set nothing else.
+    pub limits: Limits,
+    /// `[timeouts]`: what applies before a route is known, and to services that set nothing else.
+    pub timeouts: Timeouts,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[logging]`, as far as the access log is concerned.
+    pub logging: Logging,
+    /// `logging.level`
+    pub level: Level,
+    /// `[discovery]`
+    pub discovery: Discovery,
+    /// `[services.<name>]`, in the order of their names; at most 1,024. May be empty.
+    pub services: Vec<Service>,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The address that is listened on.
+    pub host: IpAddr,
+    /// The port that is listened on; 0 lets the kernel choose.
+    pub port: u16,
+    /// How many workers.
+    pub workers: Workers,
+    /// Whether each worker stays on one core.
+    pub pin: bool,
+    /// What waits for IO.
+    pub driver: Driver,
+    /// How many connections the kernel queues for each worker's listener, 1 to 65,535.
+    pub backlog: u32,
+    /// How many connections a worker has open before it stops accepting, 1 to 1,000,000.
+    pub max_connections_per_worker: u32,
+    /// How long requests in flight may take to finish after SIGTERM, up to 1 h.
+    pub drain_timeout: Duration,
+    /// How long readiness answers 503 before the listeners close, up to 10 min.
+    pub drain_delay: Duration,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed, host bits zero; at most 256.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// `server.workers`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as there are cores to run on.
+    Auto,
+    /// This many, 1 to 1,024.
+    Count(usize),
+}
+
+/// `server.driver`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// io_uring where the kernel allows it, epoll elsewhere.
+    Auto,
+    /// io_uring, or no start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metrics {
+    /// Whether `/metrics` is served.
+    pub enabled: bool,
+    /// The upper bounds of the latency histogram's buckets, in seconds: 1 to 24, positive, ascending, `+Inf` not among them.
+    pub buckets: Vec<f64>,
+    /// How many series there may be before new ones are counted under `other`, 100 to 1,000,000.
+    pub max_series: usize,
+}
+
+/// `logging.level`: how severe an event of the gateway's own must be to be logged. The access log is not concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something does not work.
+    Error,
+    /// Something may stop to work, or works in a lesser way.
+    Warn,
+    /// Starts, stops, changes of configuration.
+    Info,
+    /// What helps to find a fault.
+    Debug,
+}
+
+/// `[discovery]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    /// How long after a name was resolved it is resolved again, 1 s to 24 h.
+    pub dns_refresh: Duration,
+}
+
+/// `[services.<name>]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// 1 to 64 of `a-z`, `0-9`, `_` and `-`.
+    pub name: String,
+    /// Normalised: begins with `/`, ends without one (except `/` itself), no empty, `.` or `..` segment, no escape that is
+    /// not needed and none of a slash, the others in upper case.
+    pub prefix: String,
+    /// 1 to 256, no two alike.
+    pub endpoints: Vec<EndpointSpec>,
+    /// Which methods pass.
+    pub methods: MethodSet,
+    /// Which hosts are served, lower case, without port: exact ones and `*.` patterns; at most 64. Empty: every host.
+    pub hosts: Vec<String>,
+    /// How an endpoint is chosen.
+    pub load_balancing: Algorithm,
+    /// The service's own over the global ones.
+    pub limits: Limits,
+    /// The service's own over the global ones.
+    pub timeouts: Timeouts,
+}
+
+/// One of `services.<name>.endpoints`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// Where it is.
+    pub url: EndpointUrl,
+    /// Its share of the requests relative to its siblings', 1 to 1,000.
+    pub weight: u16,
+}
+
+/// Where an endpoint is. The `authority` is what the backend is sent as `Host`: as configured, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EndpointUrl {
+    /// `http://127.0.0.1:9001`
+    Address {
+        /// `127.0.0.1:9001`
+        authority: String,
+        /// The same, read.
+        address: SocketAddr,
+    },
+    /// `http://backend.internal:9001`: resolved to all its addresses, again on a schedule.
+    Name {
+        /// `backend.internal:9001`
+        authority: String,
+        /// `backend.internal`
+        host: String,
+        /// `9001`
+        port: u16,
+    },
+    /// `unix:/run/app.sock`
+    Unix(PathBuf),
+}
+
+/// Reads and validates the configuration that `source` describes.
+///
+/// # Errors
+/// Every error there is, but for syntax errors: those are reported alone.
+pub fn load(source: &Source) -> Result<Config, ConfigErrors> {
+    match file::find(source.path.as_deref(), Path::new(file::DEFAULT_PATH))? {
+        Some((text, name)) => Config::from_toml(&text, &name, &source.environment, &source.overrides),
+        None => Config::from_toml("", Config::BUILT_IN, &source.environment, &source.overrides),
+    }
+}
+
+/// The process's environment. What is not UTF-8 is kept with U+FFFD in its place, so that it is refused where it matters
+/// and ignored elsewhere.
+pub fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect()
+}
+
+impl Config {
+    /// The `origin` of a configuration without a file.
+    pub const BUILT_IN: &str = "built-in defaults";
+
+    /// Reads and validates `text`, the TOML document that errors call `name`, under the variables and options that hold
+    /// over it. Files named by `_FILE` variables are read; nothing else is touched.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn from_toml(
+        text: &str,
+        name: &str,
+        environment: &[(String, String)],
+        overrides: &[(String, String)],
+    ) -> Result<Config, ConfigErrors> {
+        let mut table = value::parse(text, name)?;
+        let mut found = Vec::new();
+        keys::check(&table, &mut found);
+        overlay::environment(&mut table, environment, &mut found);
+        overlay::command_line(&mut table, overrides, &mut found);
+        let errors = read::Errors::default();
+        let config = tables::config(read::Section::root(&table, &errors), name);
+        found.extend(errors.into_inner());
+        ConfigErrors::check(found)?;
+        Ok(config)
+    }
+}
+
+impl Default for Config {
+    /// What holds where nothing is configured: no service, and every other key's default.
+    fn default() -> Config {
+        let errors = read::Errors::default();
+        tables::config(read::Section::root(&value::Table::new(), &errors), Config::BUILT_IN)
+    }
+}

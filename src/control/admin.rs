@@ -1,0 +1,200 @@
+//! The management endpoints: an ordinary HTTP service behind the workers, on a socket that only this process can reach.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::Listener;
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::snapshot::Address;
+use crate::telemetry::exposition::{Exposition, Format};
+
+/// The listening socket, not yet on a runtime.
+#[derive(Debug)]
+pub struct Management(StdListener);
+
+/// Opens the socket: an abstract Unix name, random, which needs no file system and leaves nothing behind.
+///
+/// # Errors
+/// No socket can be had.
+pub fn bind() -> io::Result<(Management, Address)> {
+    let name = format!("ringway-{}-{:016x}", std::process::id(), fastrand::u64(..));
+    let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok((Management(listener), Address::Unix(PathBuf::from(format!("\0{name}")))))
+}
+
+/// Answers management requests for as long as the control thread runs.
+pub async fn serve(management: Management, exposition: Exposition) {
+    let listener = match UnixListener::from_std(management.0) {
+        Ok(listener) => OwnProcess(listener),
+        Err(error) => {
+            tracing::error!(%error, "the management endpoints are not available");
+            return;
+        }
+    };
+    if let Err(error) = axum::serve(listener, router(Arc::new(exposition))).await {
+        tracing::error!(%error, "the management endpoints ended");
+    }
+}
+
+fn router(exposition: Arc<Exposition>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics).fallback(method_not_allowed))
+        .fallback(not_found)
+        .with_state(exposition)
+}
+
+/// Accepts connections of this process alone: an abstract name can be connected to by anybody on the host.
+struct OwnProcess(UnixListener);
+
+impl Listener for OwnProcess {
+    type Io = UnixStream;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, Self::Addr) {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, address)) if is_own(&stream) => return (stream, address),
+                Ok(_) => tracing::warn!("another process tried to reach the management socket; it was refused"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+fn is_own(stream: &UnixStream) -> bool {
+    let own = i32::try_from(std::process::id()).ok();
+    stream.peer_cred().is_ok_and(|peer| peer.pid().is_some() && peer.pid() == own)
+}
+
+async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let format = Format::negotiate(accept);
+    match exposition.render(format) {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn method_not_allowed(request: Request) -> Response {
+    let detail = "This path does not take this method; see the Allow header field.";
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, &request);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    answer
+}
+
+async fn not_found(request: Request) -> Response {
+    problem(StatusCode::NOT_FOUND, "no_route", "There is no such management endpoint. Check the URL.", &request)
+}
+
+/// A problem document (RFC 9457), as the workers write them.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: &'a str,
+    reason: &'a str,
+    request_id: &'a str,
+}
+
+fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Request) -> Response {
+    let request_id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let document = Problem {
+        kind: format!("urn:ringway:problem:{reason}"),
+        title: status.canonical_reason().unwrap_or("Unknown"),
+        status: status.as_u16(),
+        detail,
+        instance: request.uri().path(),
+        reason,
+        request_id,
+    };
+    let mut answer = (status, axum::Json(document)).into_response();
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert("x-gateway-error", HeaderValue::from_static(reason));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::telemetry::counters::Shape;
+    use crate::telemetry::labels::Labels;
+
+    fn name_of(address: &Address) -> String {
+        let Address::Unix(path) = address else { panic!("a Unix socket") };
+        path.to_str().expect("ASCII").trim_start_matches('\0').to_owned()
+    }
+
+    fn started() -> String {
+        let (management, address) = bind().expect("a socket");
+        std::thread::spawn(move || {
+            let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
+            let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()));
+            super::super::thread::block_on(serve(management, exposition))
+        });
+        name_of(&address)
+    }
+
+    fn ask(name: &str, request: &str) -> String {
+        let address = SocketAddr::from_abstract_name(name).expect("a name");
+        let mut stream = StdStream::connect_addr(&address).expect("a listener");
+        write!(stream, "{request} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id-1\r\nConnection: close\r\n\r\n")
+            .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        answer
+    }
+
+    #[test]
+    fn metrics_and_problems() {
+        let name = started();
+        let check = |request: &str, expected: &[&str]| {
+            let answer = ask(&name, request);
+            for expected in expected {
+                assert!(answer.contains(expected), "{request}: {expected} is not in {answer}");
+            }
+        };
+        check("GET /metrics", &["HTTP/1.1 200", "text/plain; version=0.0.4", "api_gateway_build_info{"]);
+        check("POST /metrics", &["HTTP/1.1 405", "allow: GET, HEAD", "x-gateway-error: method_not_allowed"]);
+        check(
+            "GET /docs",
+            &["HTTP/1.1 404", "application/problem+json", "\"reason\":\"no_route\"", "\"request_id\":\"id-1\""],
+        );
+    }
+
+    #[test]
+    fn another_process_is_refused() {
+        let name = started();
+        assert!(ask(&name, "GET /metrics").contains("200 OK"));
+        let script = format!(
+            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0{name}'); \
+             s.sendall(b'GET /metrics HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n'); print(len(s.recv(10)))"
+        );
+        let output = Command::new("python3").args(["-c", &script]).stderr(Stdio::piped()).output().expect("python3");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(said.trim() == "0" || said.contains("reset") || said.contains("Broken pipe"), "{said}");
+    }
+}

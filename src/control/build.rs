@@ -1,0 +1,252 @@
+//! From a configuration, the addresses of its names and the identities in the counters to a [`Snapshot`].
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::http::request::MethodSet;
+use crate::snapshot::{Address, Endpoint, EndpointId, Limits, Service, ServiceKind, Snapshot};
+use crate::telemetry::labels::Labels;
+use crate::traffic::balance::Algorithm;
+use crate::traffic::route::{RouteSpec, RouteTable};
+
+use super::config::{self, Config, EndpointSpec, EndpointUrl};
+use super::resolve::Resolved;
+
+/// The name of the control plane's own service; no other may have it.
+const MANAGEMENT: &str = "management";
+
+/// What the control plane answers. `/health` and its kin are the workers' own.
+const MANAGEMENT_PREFIXES: [&str; 4] = ["/docs", "/openapi.json", "/dashboard", "/api/v1/services"];
+
+/// Served too, when `metrics.enabled`.
+const METRICS_PREFIX: &str = "/metrics";
+
+/// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
+const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
+
+/// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
+/// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
+pub fn snapshot(
+    config: &Config,
+    resolved: &Resolved,
+    labels: &Labels,
+    management: Address,
+    generation: u64,
+) -> Snapshot {
+    let configured = config.services.iter().map(|service| {
+        let endpoints = endpoints(service, resolved, labels);
+        (own_service(service, endpoints, labels), service.hosts.clone())
+    });
+    let endpoint = management_endpoint(management, labels);
+    let metrics = config.metrics.enabled.then_some(METRICS_PREFIX);
+    let managed = metrics.into_iter().chain(MANAGEMENT_PREFIXES);
+    let managed = managed.map(|prefix| (management_service(config, prefix, &endpoint, labels), Vec::new()));
+
+    let mut specs = Vec::new();
+    let mut services = Vec::new();
+    for (service, hosts) in configured.chain(managed) {
+        if service.kind == ServiceKind::Management {
+            // The host is looked at before the prefix: a service bound to a host must not hide these paths there.
+            let hosts = config.services.iter().flat_map(|service| service.hosts.iter().cloned()).collect();
+            specs.push(RouteSpec { prefix: service.prefix.to_string(), hosts, service: services.len() });
+        }
+        specs.push(RouteSpec { prefix: service.prefix.to_string(), hosts, service: services.len() });
+        services.push(service);
+    }
+    Snapshot {
+        generation,
+        limits: config.limits.clone(),
+        timeouts: config.timeouts.clone(),
+        trusted_proxies: config.server.trusted_proxies.as_slice().into(),
+        logging: config.logging.clone(),
+        routes: RouteTable::new(&specs),
+        services: services.into(),
+    }
+}
+
+fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &Labels) -> Service {
+    Service {
+        name: service.name.as_str().into(),
+        prefix: service.prefix.as_str().into(),
+        kind: ServiceKind::Backend,
+        route: labels.route(&service.prefix),
+        methods: service.methods,
+        load_balancing: service.load_balancing,
+        endpoints,
+        timeouts: service.timeouts.clone(),
+        limits: service.limits.clone(),
+    }
+}
+
+fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels: &Labels) -> Service {
+    Service {
+        name: MANAGEMENT.into(),
+        prefix: prefix.into(),
+        kind: ServiceKind::Management,
+        route: labels.route(prefix),
+        // Which methods there are differs from path to path below the prefix.
+        methods: MethodSet::ALL,
+        load_balancing: Algorithm::RoundRobin,
+        endpoints: Box::new([endpoint.clone()]),
+        timeouts: config.timeouts.clone(),
+        limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
+    }
+}
+
+fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
+    let instance = instance(&address);
+    Endpoint {
+        id: labels.endpoint(MANAGEMENT, &instance),
+        instance: instance.into(),
+        authority: "localhost".into(),
+        address,
+        weight: 1,
+    }
+}
+
+/// One for each address of each URL, in the order of the configuration.
+fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Box<[Endpoint]> {
+    let mut taken = HashSet::new();
+    let mut endpoints = Vec::new();
+    for spec in &service.endpoints {
+        match &spec.url {
+            EndpointUrl::Address { authority, address } => {
+                endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+            }
+            EndpointUrl::Name { authority, host, port } => {
+                for address in resolved.addresses(host, *port) {
+                    endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+                }
+            }
+            EndpointUrl::Unix(path) => {
+                endpoints.push(endpoint(service, spec, "localhost", Address::Unix(path.clone()), labels, &mut taken));
+            }
+        }
+    }
+    endpoints.into()
+}
+
+fn endpoint(
+    service: &config::Service,
+    spec: &EndpointSpec,
+    authority: &str,
+    address: Address,
+    labels: &Labels,
+    taken: &mut HashSet<EndpointId>,
+) -> Endpoint {
+    let mut instance = instance(&address);
+    let mut id = labels.endpoint(&service.name, &instance);
+    if !taken.insert(id) {
+        // Two names of one address are two endpoints, since each is sent another Host. The second needs an identity of its
+        // own.
+        instance = format!("{authority}/{instance}");
+        id = labels.endpoint(&service.name, &instance);
+        taken.insert(id);
+    }
+    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight: spec.weight }
+}
+
+/// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.
+fn instance(address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(path) => match path.as_os_str().as_bytes() {
+            [0, name @ ..] => format!("unix:@{}", String::from_utf8_lossy(name)),
+            _ => format!("unix:{}", path.display()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const TEXT: &str = r#"
+        [server]
+        trusted_proxies = ["10.0.0.0/8"]
+
+        [timeouts]
+        connect = "2s"
+
+        [services.sms]
+        prefix = "/api/v1/sms/"
+        endpoints = ["http://127.0.0.1:9001", { url = "http://localhost:9001", weight = 3 }, "unix:/run/sms.sock"]
+        methods = ["GET"]
+
+        [services.sms.timeouts]
+        idle_body = "5m"
+
+        [services.gone]
+        prefix = "/gone"
+        endpoints = ["http://name.invalid"]
+    "#;
+
+    fn build(text: &str, labels: &Labels) -> Snapshot {
+        let config = Config::from_toml(text, "test", &[], &[]).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let resolved = runtime.block_on(crate::control::resolve::resolve(&config, &Resolved::default()));
+        snapshot(&config, &resolved, labels, Address::Unix(PathBuf::from("\0ringway-1")), 7)
+    }
+
+    #[test]
+    fn services_and_their_endpoints() {
+        let snapshot = build(TEXT, &Labels::new());
+        assert_eq!(snapshot.generation, 7);
+        assert_eq!(snapshot.trusted_proxies.len(), 1);
+        let names: Vec<(&str, &str, bool)> =
+            snapshot.services.iter().map(|s| (&*s.name, &*s.prefix, s.kind == ServiceKind::Backend)).collect();
+        let expected = [
+            ("gone", "/gone", true),
+            ("sms", "/api/v1/sms", true),
+            ("management", "/metrics", false),
+            ("management", "/docs", false),
+            ("management", "/openapi.json", false),
+            ("management", "/dashboard", false),
+            ("management", "/api/v1/services", false),
+        ];
+        assert_eq!(names, expected);
+        assert!(snapshot.services[0].endpoints.is_empty());
+
+        let sms = &snapshot.services[1];
+        let endpoints: Vec<(&str, &str, u16)> =
+            sms.endpoints.iter().map(|e| (&*e.instance, &*e.authority, e.weight)).collect();
+        let expected = [
+            ("127.0.0.1:9001", "127.0.0.1:9001", 1),
+            ("localhost:9001/127.0.0.1:9001", "localhost:9001", 3),
+            ("unix:/run/sms.sock", "localhost", 1),
+        ];
+        assert_eq!(endpoints, expected);
+        let ids: HashSet<EndpointId> = sms.endpoints.iter().map(|endpoint| endpoint.id).collect();
+        assert_eq!(ids.len(), 3);
+        assert_eq!(sms.timeouts.connect.as_secs(), 2);
+        assert_eq!(sms.timeouts.idle_body.as_secs(), 300);
+        assert_eq!(sms.methods.named().count(), 1);
+
+        let management = &snapshot.services[2];
+        assert_eq!(&*management.endpoints[0].instance, "unix:@ringway-1");
+        assert_eq!(&*management.endpoints[0].authority, "localhost");
+        assert_eq!(management.limits.body_bytes, MANAGEMENT_BODY_BYTES);
+    }
+
+    #[test]
+    fn metrics_can_be_off() {
+        let snapshot = build("metrics.enabled = false", &Labels::new());
+        assert!(snapshot.services.iter().all(|service| &*service.prefix != METRICS_PREFIX));
+        assert_eq!(snapshot.services.len(), MANAGEMENT_PREFIXES.len());
+    }
+
+    #[test]
+    fn identities_survive_a_reload() {
+        let labels = Labels::new();
+        let first = build(TEXT, &labels);
+        let second =
+            build(&format!("{TEXT}\n[services.more]\nprefix = \"/more\"\nendpoints = [\"http://[::1]\"]"), &labels);
+        let find = |snapshot: &Snapshot| {
+            let sms = snapshot.services.iter().find(|service| &*service.name == "sms").expect("it is configured");
+            (sms.route, sms.endpoints.iter().map(|endpoint| endpoint.id).collect::<Vec<_>>())
+        };
+        assert_eq!(find(&first), find(&second));
+    }
+}

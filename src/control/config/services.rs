@@ -1,0 +1,177 @@
+//! `[services.<name>]`: what one service is, and what services must not be to each other.
+
+use std::collections::HashSet;
+
+use crate::http::request::{Method, MethodSet};
+use crate::snapshot::{Limits, Timeouts};
+use crate::traffic::balance::Algorithm;
+
+use super::error::Place;
+use super::read::Section;
+use super::value::{Node, Value};
+use super::{EndpointSpec, Service, endpoint, keys, route, tables};
+
+/// So many that each keeps an identity of its own in the counters over thousands of reloads.
+const SERVICES_MAX: usize = 1_024;
+const ENDPOINTS_MAX: usize = 256;
+const HOSTS_MAX: usize = 64;
+
+/// The name of the control plane's own service.
+const RESERVED_NAME: &str = "management";
+
+/// The services, over the global limits and timeouts, in the order of their names.
+pub(super) fn services(section: Section<'_>, limits: &Limits, timeouts: &Timeouts) -> Vec<Service> {
+    let mut services = Vec::new();
+    let mut prefixes: Vec<Node> = Vec::new();
+    for (name, node) in section.entries() {
+        let path = section.path(name);
+        check_name(section, &path, name, node);
+        if services.len() == SERVICES_MAX {
+            section.errors.reject(&path, node, format!("is one service too many, there may be {SERVICES_MAX}"));
+            break;
+        }
+        let own = Section::of(&path, Some(node), section.errors);
+        if !matches!(node.value, Value::Table(_)) {
+            continue;
+        }
+        let service = service(own, name, &node.key, limits, timeouts);
+        // One whose prefix is wrong is compared with none.
+        let Some(prefix) = own.node("prefix").filter(|_| !service.prefix.is_empty()) else { continue };
+        check_distinct(section, &path, prefix, &service, &services, &prefixes);
+        services.push(service);
+        prefixes.push(prefix.clone());
+    }
+    services
+}
+
+fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
+        let problem = "a service's name must be 1 to 64 characters of a-z, 0-9, \"_\" and \"-\"";
+        section.errors.reject_key(path, node, problem);
+    } else if name == RESERVED_NAME {
+        section.errors.reject_key(path, node, "the name of the gateway's own service; choose another");
+    }
+}
+
+fn service(section: Section<'_>, name: &str, place: &Place, limits: &Limits, timeouts: &Timeouts) -> Service {
+    let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
+    Service {
+        name: name.to_owned(),
+        prefix: prefix(section, place),
+        endpoints: endpoints(section, place),
+        methods: methods(section),
+        hosts: hosts(section),
+        load_balancing: section.read("load_balancing", Algorithm::default(), |node| {
+            node.choice(&[
+                ("round_robin", Algorithm::RoundRobin),
+                ("least_connections", Algorithm::LeastConnections),
+                ("random", Algorithm::Random),
+            ])
+        }),
+        limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
+        timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
+    }
+}
+
+/// Empty when it is wrong.
+fn prefix(section: Section<'_>, place: &Place) -> String {
+    if section.node("prefix").is_none() {
+        section.missing("prefix", place, "the path that the service is reached under, such as \"/api/v1/sms\"");
+    }
+    section.read("prefix", String::new(), |node| route::prefix(node.text()?))
+}
+
+fn endpoints(section: Section<'_>, place: &Place) -> Vec<EndpointSpec> {
+    if section.node("endpoints").is_none() {
+        section.missing("endpoints", place, "where the service is, such as [\"http://127.0.0.1:9001\"]");
+    }
+    let mut seen = HashSet::new();
+    let mut index = 0;
+    let endpoints = section.list("endpoints", 1..=ENDPOINTS_MAX, |node| {
+        let path = format!("{}[{index}]", section.path("endpoints"));
+        index += 1;
+        let Some(endpoint) = endpoint(section, &path, node)? else { return Ok(None) };
+        if seen.insert(endpoint.url.clone()) {
+            Ok(Some(endpoint))
+        } else {
+            Err("is there twice; give it a weight instead".to_owned())
+        }
+    });
+    endpoints.unwrap_or_default().into_iter().filter_map(|(endpoint, _)| endpoint).collect()
+}
+
+/// `"http://…"` or `{ url = "http://…", weight = 3 }`. `None` when what is wrong has been noted.
+fn endpoint(section: Section<'_>, path: &str, node: &Node) -> Result<Option<EndpointSpec>, String> {
+    let Value::Table(table) = &node.value else {
+        let text = node.text().map_err(|_| "must be a URL or a table, { url = \"http://…\", weight = 1 }")?;
+        return endpoint::url(text).map(|url| Some(EndpointSpec { url, weight: 1 }));
+    };
+    for (name, node) in table {
+        if !keys::ENDPOINT_KEYS.contains(&name.as_str()) {
+            let nearest = keys::closest(name, keys::ENDPOINT_KEYS.iter()).expect("there are keys");
+            section.errors.push(keys::unknown(node, format!("{path}.{name}"), nearest));
+        }
+    }
+    let own = Section::of(path, Some(node), section.errors);
+    if own.node("url").is_none() {
+        own.missing("url", &node.place, "where the endpoint is, such as \"http://127.0.0.1:9001\"");
+    }
+    let weight = own.read("weight", 1, |node| Ok(node.integer(1..=1_000)? as u16));
+    Ok(own.get("url", |node| endpoint::url(node.text()?)).map(|url| EndpointSpec { url, weight }))
+}
+
+fn methods(section: Section<'_>) -> MethodSet {
+    let methods = section.list("methods", 1..=Method::COUNT, |node| {
+        let token = node.text()?;
+        match Method::from_bytes(token.as_bytes()) {
+            Method::Connect => Err("CONNECT is not supported".to_owned()),
+            Method::Other => {
+                let upper = token.to_ascii_uppercase();
+                let known = || Method::ALL.into_iter().filter(|m| !matches!(m, Method::Connect | Method::Other));
+                let near = keys::closest(&upper, known().map(Method::as_str)).expect("there are methods");
+                let names: Vec<&str> = known().map(Method::as_str).collect();
+                Err(format!("unknown method; did you mean {near:?}? Known are {}", names.join(", ")))
+            }
+            method => Ok(method),
+        }
+    });
+    match methods {
+        Some(methods) => methods.into_iter().fold(MethodSet::EMPTY, |set, (method, _)| set.with(method)),
+        None => MethodSet::ALL,
+    }
+}
+
+fn hosts(section: Section<'_>) -> Vec<String> {
+    let hosts = section.list("hosts", 0..=HOSTS_MAX, |node| route::host(node.text()?));
+    let mut hosts: Vec<String> = hosts.unwrap_or_default().into_iter().map(|(host, _)| host).collect();
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+/// Two services may share a prefix when no host pattern is in both: the more specific pattern wins, and one without `hosts`
+/// takes what the others leave.
+fn check_distinct(
+    section: Section<'_>,
+    path: &str,
+    prefix: &Node,
+    service: &Service,
+    others: &[Service],
+    prefixes: &[Node],
+) {
+    let same = |other: &&Service| {
+        let both_any = other.hosts.is_empty() && service.hosts.is_empty();
+        other.prefix == service.prefix && (both_any || other.hosts.iter().any(|host| service.hosts.contains(host)))
+    };
+    if let Some(index) = others.iter().position(|other| same(&other)) {
+        let other = &others[index];
+        let shared = service.hosts.iter().find(|host| other.hosts.contains(host));
+        let host = shared.map(|host| format!(" on host {host}")).unwrap_or_default();
+        let problem = format!(
+            "services \"{}\" ({}) and \"{}\" have the same prefix{host}; each must have its own",
+            other.name, prefixes[index].place, service.name
+        );
+        section.errors.reject(&format!("{path}.prefix"), prefix, problem);
+    }
+}
