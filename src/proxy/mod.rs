@@ -1,1 +1,28 @@
-//! The data plane.
+//! The data plane: a thin IO shell around the pure modules. In the order of a request's way:
+//!
+//! - [`runtime`]: a worker's thread, its core, its ring.
+//! - [`accept`]: the listener, and how it closes without losing anybody.
+//! - [`connection`]: one client, request after request.
+//! - [`lane`]: where a request's future lives while it runs.
+//! - [`pipeline`]: the stages of a request on one screen.
+//! - [`transaction`]: one request's record; its end counts and logs it, whatever the end was.
+//! - [`upstream`]: the exchange with an endpoint; [`body`]: the bodies both ways; [`tunnel`]: after an upgrade.
+//! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
+//! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`]: its parts.
+
+pub mod accept;
+pub mod answer;
+pub mod body;
+pub mod buffers;
+pub mod connection;
+pub mod failure;
+pub mod lane;
+pub mod pipeline;
+pub mod pool;
+pub mod runtime;
+pub mod socket;
+pub mod transaction;
+pub mod tunnel;
+pub mod upstream;
+pub mod watch;
+pub mod worker;

@@ -1,0 +1,157 @@
+//! The listener of a worker: takes clients in, pauses when it has enough, and closes without losing anybody.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use monoio::io::Canceller;
+use monoio::net::TcpListener;
+use rustix::event::{PollFd, PollFlags};
+use socket2::{Domain, Protocol, SockFilter, Socket as RawSocket, Type};
+
+use super::connection::{self, Client, Counted};
+use super::socket::Socket;
+use super::watch::TICK;
+use super::worker::Worker;
+use crate::snapshot::Phase;
+
+/// A worker that has all the clients it may have, or no descriptor for another one, looks again after so long.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A listener that takes no new clients stays open until its queue has been empty for so many ticks, so that handshakes
+/// which have begun can finish.
+const QUIET_TICKS: u32 = 2;
+
+/// Binds a listener for each of `count` workers to `address`; port 0 is chosen once for all.
+///
+/// They share the port by SO_REUSEPORT, which any process of the same user could join unseen: so the first bind is made
+/// without it, and fails where somebody else is there already.
+///
+/// # Errors
+/// The address is in use, is not this host's, or needs a privilege.
+pub fn bind(address: SocketAddr, count: usize, backlog: u32) -> io::Result<Vec<StdListener>> {
+    let probe = open(address, false)?;
+    let address = probe.local_addr()?.as_socket().unwrap_or(address);
+    drop(probe);
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    (0..count)
+        .map(|_| {
+            let socket = open(address, true)?;
+            socket.listen(backlog)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+fn open(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    if address.ip().is_unspecified() && address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Accepted sockets inherit both, which spares a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// The accept loop and what ends it.
+#[allow(missing_debug_implementations)]
+pub struct Acceptor {
+    listener: TcpListener,
+    canceller: RefCell<Option<Canceller>>,
+}
+
+impl Acceptor {
+    /// Takes over a bound listener.
+    ///
+    /// # Errors
+    /// The driver does not take the descriptor.
+    pub fn new(listener: StdListener, is_epoll: bool) -> io::Result<Acceptor> {
+        // io_uring waits in the kernel, on a blocking socket; epoll must not block.
+        listener.set_nonblocking(is_epoll)?;
+        Ok(Acceptor { listener: TcpListener::from_std(listener)?, canceller: RefCell::new(Some(Canceller::new())) })
+    }
+
+    /// Accepts clients until the drain has emptied the queue.
+    pub async fn run(&self, worker: &Rc<Worker>) {
+        loop {
+            while worker.connections() >= worker.connections_max {
+                monoio::time::sleep(PAUSE).await;
+            }
+            let Some(handle) = self.canceller.borrow().as_ref().map(Canceller::handle) else { return };
+            match self.listener.cancelable_accept(handle).await {
+                Ok((stream, peer)) => {
+                    worker.counters.connections_accepted.add(1);
+                    let socket = Socket::tcp(stream, &worker.registry);
+                    // Counted here, not when the task first runs: the next accept depends on it.
+                    let counted = Counted::new(worker);
+                    let client = Box::new(Client { socket, peer: Some(peer.ip().to_canonical()) });
+                    monoio::spawn(connection::serve(counted, client));
+                }
+                Err(_) if self.canceller.borrow().is_none() => return,
+                Err(_) => {
+                    // Out of descriptors or memory, or the client was gone before it was accepted. The queue holds the
+                    // others meanwhile.
+                    worker.counters.accept_errors.add(1);
+                    monoio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for the drain, then closes the listener: first it takes no new connection attempts, whose senders try again
+    /// and find another gateway or a refusal; then, once everybody who is in the queue has been accepted, it goes.
+    ///
+    /// Closing a listener right away would reset those in its queue, whose requests may be on their way.
+    pub async fn close_on_drain(&self, worker: &Rc<Worker>) {
+        while worker.seam.phase() < Phase::Draining {
+            monoio::time::sleep(TICK).await;
+        }
+        // Without the filter a few may slip into the queue between the last accept and the close.
+        let _ = refuse_new(&self.listener);
+        let mut quiet = 0;
+        while quiet < QUIET_TICKS {
+            monoio::time::sleep(TICK).await;
+            quiet = if self.queue_is_empty() { quiet + 1 } else { 0 };
+        }
+        if let Some(canceller) = self.canceller.borrow_mut().take() {
+            canceller.cancel();
+        }
+    }
+}
+
+impl Acceptor {
+    fn queue_is_empty(&self) -> bool {
+        let fd = super::socket::borrow(self.listener.as_raw_fd());
+        let mut poll = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut poll, Some(&at_once)), Ok(0))
+    }
+}
+
+/// Makes the kernel drop every segment to the listener that opens a connection (SYN without ACK): the queue is left alone,
+/// and handshakes that have begun may finish.
+fn refuse_new(listener: &TcpListener) -> io::Result<()> {
+    const FLAGS_OFFSET: u32 = 13;
+    const SYN_ACK: u32 = 0x12;
+    const SYN: u32 = 0x02;
+    // Classic BPF over the TCP header: A = flags; A &= SYN|ACK; if A == SYN drop else pass.
+    let instruction = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
+    let filter = [
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS_OFFSET),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN_ACK),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let fd = super::socket::borrow(listener.as_raw_fd());
+    socket2::SockRef::from(&fd).attach_filter(&filter)
+}

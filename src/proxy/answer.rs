@@ -1,0 +1,116 @@
+//! What the gateway says itself: problems, and its own health.
+
+use std::io::Write;
+
+use super::connection::{Client, Next};
+use super::transaction::Transaction;
+use crate::http::problem::{self, Addressee, Problem};
+use crate::http::request::{Method, MethodSet};
+use crate::snapshot::Phase;
+
+/// Which of the health endpoints was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// `/health`: for people and Docker.
+    Summary,
+    /// `/health/live`, `/livez`: the process is up.
+    Live,
+    /// `/health/ready`, `/readyz`: every worker has adopted a configuration, and no drain is running.
+    Ready,
+}
+
+impl Health {
+    /// The methods that the health endpoints take.
+    pub const METHODS: MethodSet = MethodSet::EMPTY.with(Method::Get).with(Method::Head);
+
+    /// Which one `path` is.
+    pub fn from_path(path: &[u8]) -> Option<Health> {
+        match path {
+            b"/health" => Some(Health::Summary),
+            b"/health/live" | b"/livez" => Some(Health::Live),
+            b"/health/ready" | b"/readyz" => Some(Health::Ready),
+            _ => None,
+        }
+    }
+}
+
+/// Answers with a problem.
+pub async fn problem(tx: &mut Transaction, client: &mut Client, problem: &Problem) -> Next {
+    tx.error.get_or_insert(problem.reason);
+    send(tx, client, problem.status, |to, out| problem::write(problem, to, out)).await
+}
+
+/// Answers `OPTIONS *`, which asks about the gateway as a whole (RFC 9110, section 9.3.7).
+pub async fn options(tx: &mut Transaction, client: &mut Client) -> Next {
+    const ALLOW: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS\r\n";
+    send(tx, client, 204, |to, out| problem::write_answer(204, b"", ALLOW, b"", to, out)).await
+}
+
+/// Answers one of the health endpoints.
+pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) -> Next {
+    let worker = &tx.worker;
+    let phase = worker.seam.phase();
+    let serving = phase == Phase::Serving && worker.seam.all_adopted();
+    let status = if which == Health::Live || serving { 200 } else { 503 };
+    let word = match (which, phase) {
+        (Health::Live, _) => "alive",
+        (_, Phase::Serving) if serving => "healthy",
+        (_, Phase::Serving) => "starting",
+        _ => "draining",
+    };
+    let mut body = Vec::with_capacity(256);
+    // Writing to a vector cannot fail.
+    let _ = match which {
+        Health::Summary => writeln!(
+            body,
+            r#"{{"status":"{word}","version":"{}","worker":{},"workers":{},"driver":"{}","ring_flags":"{}","generation":{},"connections":{}}}"#,
+            env!("CARGO_PKG_VERSION"),
+            worker.index,
+            worker.workers,
+            worker.driver,
+            worker.flags,
+            tx.loaded.snapshot.generation,
+            worker.connections(),
+        ),
+        Health::Live | Health::Ready => writeln!(body, r#"{{"status":"{word}"}}"#),
+    };
+    send(tx, client, status, |to, out| problem::write_answer(status, b"application/json", b"", &body, to, out)).await
+}
+
+/// Renders an answer and sends it.
+async fn send(
+    tx: &mut Transaction,
+    client: &mut Client,
+    status: u16,
+    render: impl FnOnce(&Addressee<'_>, &mut Vec<u8>),
+) -> Next {
+    let mut out = std::mem::take(&mut tx.scratch.out);
+    out.clear();
+    {
+        let mut clock = tx.worker.clock.borrow_mut();
+        let target = tx.scratch.target.as_slice();
+        let addressee = Addressee {
+            version: tx.version,
+            method: tx.method,
+            persistent: tx.persistent,
+            request_id: &tx.scratch.request_id,
+            path: target.split(|&byte| byte == b'?').next().unwrap_or_default(),
+            date: clock.http_date(tx.worker.unix_ms_coarse()),
+        };
+        render(&addressee, &mut out);
+    }
+    tx.status = status;
+    tx.answer_begun = true;
+    let head_end = memchr::memmem::find(&out, b"\r\n\r\n").map_or(out.len(), |at| at + 4);
+    tx.bytes_out += (out.len() - head_end) as u64;
+    let timeout = tx.loaded.snapshot.timeouts.idle_body;
+    client.socket.watch.write_until(tx.worker.after(timeout));
+    let (result, out) = client.socket.writer.write_all(out).await;
+    client.socket.watch.write_done();
+    tx.scratch.out = out;
+    match result {
+        Err(_) => Next::Close,
+        Ok(()) if tx.persistent => Next::KeepAlive,
+        Ok(()) => Next::Linger,
+    }
+}

@@ -1,0 +1,265 @@
+//! Bodies on their way: what is read is passed on before more is read, so a slow receiver slows the sender down and no
+//! message is ever held whole.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::failure::Failure;
+use super::socket::{Reader, Writer};
+use super::transaction::Transaction;
+use super::upstream::{self, Ended};
+use super::watch::Watched;
+use super::worker::Worker;
+use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
+
+/// Room that the end of a chunk and the last chunk need behind the data.
+const CHUNK_CLOSE_BYTES: usize = 7;
+
+/// What the two directions of an exchange tell each other.
+#[derive(Debug)]
+pub struct Shared {
+    /// The request's body has gone out completely.
+    pub upload_done: Cell<bool>,
+    /// The final head of the answer has come.
+    pub head_seen: Cell<bool>,
+}
+
+impl Shared {
+    /// For an exchange whose request is `upload_done` already, or not.
+    pub fn new(upload_done: bool) -> Shared {
+        Shared { upload_done: Cell::new(upload_done), head_seen: Cell::new(false) }
+    }
+}
+
+/// The request's body, from client to upstream.
+#[derive(Debug)]
+pub struct Upload<'a> {
+    /// The worker.
+    pub worker: &'a Worker,
+    /// The client.
+    pub from: &'a mut Reader,
+    /// The client's deadlines.
+    pub from_watch: &'a Watched,
+    /// The upstream.
+    pub to: &'a mut Writer,
+    /// The upstream's deadlines.
+    pub to_watch: &'a Watched,
+    /// How the body is delimited, on both sides.
+    pub framing: Framing,
+    /// Where in the body the client is.
+    pub decoder: &'a mut Decoder,
+    /// `limits.body_bytes`; 0 means no limit.
+    pub body_max: u64,
+    /// Body bytes so far.
+    pub received: &'a Cell<u64>,
+    /// Takes what belongs to the next request.
+    pub leftover: &'a mut Vec<u8>,
+    /// Tells the other direction.
+    pub shared: &'a Shared,
+    /// `timeouts.idle_body`.
+    pub idle_body: Duration,
+    /// `timeouts.response_header`.
+    pub response_header: Duration,
+}
+
+impl Upload<'_> {
+    /// Passes the body on to its end. An upstream that takes no more is no failure of the upload: its answer may be there.
+    pub async fn run(mut self) -> Result<(), Failure> {
+        let mut buf = self.worker.buffers.large();
+        while !self.decoder.is_done() {
+            buf = self.piece(buf).await?;
+        }
+        self.worker.buffers.give(buf);
+        self.shared.upload_done.set(true);
+        if !self.shared.head_seen.get() {
+            self.to_watch.read_until(self.worker.after(self.response_header));
+        }
+        Ok(())
+    }
+
+    /// One read, one write.
+    async fn piece(&mut self, mut buf: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        buf.clear();
+        buf.resize(CHUNK_OPEN_BYTES, 0);
+        // Never beyond the end of a counted body; and of a chunked one so little that what follows it finds room.
+        let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+        let most = match self.decoder.remaining() {
+            Some(remaining) => room.min(usize::try_from(remaining).unwrap_or(room)),
+            None => room.min(8 * 1024),
+        };
+        self.from_watch.read_until(self.worker.after(self.idle_body));
+        let (result, mut buf) = self.from.read_some(buf, most).await;
+        self.from_watch.read_done();
+        match result {
+            Ok(read) if read > 0 => {}
+            _ if self.from_watch.read_expired() => return Err(Failure::ClientTimeout),
+            _ => return Err(Failure::ClientGone),
+        }
+        let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::ClientBody)?;
+        self.leftover.extend_from_slice(&buf[CHUNK_OPEN_BYTES + decoded.consumed..]);
+        self.received.set(self.received.get() + decoded.data as u64);
+        if self.body_max > 0 && self.received.get() > self.body_max {
+            return Err(Failure::BodyTooLarge);
+        }
+        buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
+        let start = close_piece(self.framing, self.decoder, true, &mut buf);
+        let end = buf.len();
+        self.to_watch.write_until(self.worker.after(self.idle_body));
+        let (result, buf) = self.to.write(buf, start, end).await;
+        self.to_watch.write_done();
+        match result {
+            Ok(()) => Ok(buf),
+            Err(_) if self.to_watch.expired() => Err(Failure::UpstreamTimeout),
+            Err(_) => {
+                self.to_watch.read_until(self.worker.after(self.response_header));
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+/// The answer's body, from upstream to client.
+#[derive(Debug)]
+pub struct Download {
+    /// How the body goes to the client.
+    pub framing: Framing,
+    /// Where in the body the upstream is.
+    pub decoder: Decoder,
+    /// Whether the client takes trailers.
+    pub with_trailers: bool,
+    /// Whether the upstream's connection lives on after the answer.
+    pub upstream_persistent: bool,
+}
+
+impl Download {
+    /// Sends the head that stands in the scratch's `out`, and with it what of the body came with the upstream's head,
+    /// which ends at `at` in `inbound`; then passes on the rest.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn run(
+        mut self,
+        tx: &mut Transaction,
+        writer: &mut Writer,
+        client_watch: &Watched,
+        reader: &mut Reader,
+        watch: &Watched,
+        mut inbound: Vec<u8>,
+        at: usize,
+    ) -> Result<Ended, Failure> {
+        let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
+        let mut left_over = at + decoded.consumed < inbound.len();
+        self.decoder.push_piece(self.framing, &inbound[at..at + decoded.data], self.with_trailers, &mut tx.scratch.out);
+        tx.bytes_out += decoded.data as u64;
+        tx.answer_begun = true;
+        upstream::pass(tx, writer, client_watch).await?;
+
+        let idle_body =
+            tx.service().map_or(tx.loaded.snapshot.timeouts.idle_body, |(service, _)| service.timeouts.idle_body);
+        let mut buf = inbound;
+        while !self.decoder.is_done() {
+            buf.clear();
+            buf.resize(CHUNK_OPEN_BYTES, 0);
+            let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+            watch.read_until(tx.worker.after(idle_body));
+            let (result, filled) = reader.read_some(buf, room).await;
+            watch.read_done();
+            buf = filled;
+            let read = match result {
+                Ok(read) if read > 0 => read,
+                Ok(_) if self.decoder.ends_at_close() && !watch.expired() => {
+                    self.decoder = Decoder::new(Framing::None);
+                    self.upstream_persistent = false;
+                    0
+                }
+                _ => return Err(self.cut(client_watch, watch)),
+            };
+            let decoded = match self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    self.cut(client_watch, watch);
+                    return Err(Failure::UpstreamBody(error));
+                }
+            };
+            left_over |= CHUNK_OPEN_BYTES + decoded.consumed < buf.len();
+            buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
+            tx.bytes_out += decoded.data as u64;
+            let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
+            let end = buf.len();
+            client_watch.write_until(tx.worker.after(idle_body));
+            let (result, written) = writer.write(buf, start, end).await;
+            client_watch.write_done();
+            buf = written;
+            result.map_err(|_| Failure::ClientGone)?;
+            // A sender that fills the buffer has much to say.
+            if read == room && !self.decoder.is_done() {
+                buf = self.grow(tx, buf);
+            }
+        }
+        if tx.scratch.inbound.capacity() == 0 {
+            tx.scratch.inbound = buf;
+        } else {
+            tx.worker.buffers.give(buf);
+        }
+        Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
+    }
+
+    /// Swaps the head's buffer for a large one.
+    fn grow(&self, tx: &mut Transaction, buf: Vec<u8>) -> Vec<u8> {
+        if tx.scratch.inbound.capacity() > 0 {
+            return buf;
+        }
+        tx.scratch.inbound = buf;
+        tx.worker.buffers.large()
+    }
+
+    /// The body cannot be completed. Where only the end of the connection tells the client that a body is complete, that
+    /// end must look different.
+    fn cut(&self, client_watch: &Watched, watch: &Watched) -> Failure {
+        if self.framing == Framing::Close {
+            client_watch.reset();
+        }
+        if watch.expired() { Failure::UpstreamTimeout } else { Failure::UpstreamCut }
+    }
+}
+
+/// Frames the data behind the first [`CHUNK_OPEN_BYTES`] of `buf`; returns where what is to be sent begins.
+fn close_piece(framing: Framing, decoder: &Decoder, with_trailers: bool, buf: &mut Vec<u8>) -> usize {
+    if framing != Framing::Chunked {
+        return CHUNK_OPEN_BYTES;
+    }
+    let data = buf.len() - CHUNK_OPEN_BYTES;
+    let mut start = CHUNK_OPEN_BYTES;
+    if data > 0 {
+        if let Some(room) = buf.first_chunk_mut() {
+            start = open_chunk(data, room);
+        }
+        buf.extend_from_slice(b"\r\n");
+    }
+    if decoder.is_done() {
+        decoder.push_last_chunk(with_trailers, buf);
+    }
+    start
+}
+
+/// Runs both directions until the answer is complete, or the client's side fails. An upload that is done is not waited for,
+/// and one that is not is dropped with the answer's end: the upstream did not want the rest.
+pub async fn run_both(
+    upload: impl Future<Output = Result<(), Failure>>,
+    answer: impl Future<Output = Result<Ended, Failure>>,
+) -> Result<Ended, Failure> {
+    let mut upload = pin!(upload);
+    let mut answer = pin!(answer);
+    let mut uploading = true;
+    poll_fn(|cx| {
+        if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
+            uploading = false;
+            if let Err(failure) = result {
+                return Poll::Ready(Err(failure));
+            }
+        }
+        answer.as_mut().poll(cx)
+    })
+    .await
+}

@@ -1,0 +1,87 @@
+//! A worker's buffers: borrowed for an exchange, given back after it.
+//!
+//! A buffer that a dropped operation takes along is not lost, only freed; the pool makes another one.
+
+use std::cell::{Cell, RefCell};
+
+/// What an idle connection reads into once [`IDLE_FULL_MAX`] others already wait with a whole buffer.
+const SMALL_BYTES: usize = 512;
+
+/// A buffer for the body of a message that does not fit in one read.
+const LARGE_BYTES: usize = 64 * 1024;
+
+/// So many connections may wait for their next request with a whole buffer, which spares them a second read for a head
+/// over [`SMALL_BYTES`]. The others wait with a small one, so that an idle connection costs little.
+const IDLE_FULL_MAX: usize = 96;
+
+/// Free buffers kept for reuse.
+const FREE_MAX: usize = 1024;
+
+/// The free buffers of a worker.
+#[derive(Debug)]
+pub struct Buffers {
+    head_bytes: usize,
+    small: RefCell<Vec<Vec<u8>>>,
+    head: RefCell<Vec<Vec<u8>>>,
+    large: RefCell<Vec<Vec<u8>>>,
+    idle_full: Cell<usize>,
+}
+
+impl Buffers {
+    /// Buffers for heads of up to `head_bytes`.
+    pub fn new(head_bytes: usize) -> Buffers {
+        Buffers {
+            head_bytes: head_bytes.max(16 * 1024),
+            small: RefCell::default(),
+            head: RefCell::default(),
+            large: RefCell::default(),
+            idle_full: Cell::new(0),
+        }
+    }
+
+    /// A buffer to wait for a request with; give it back with [`Buffers::idle_over`] in between.
+    pub fn idle(&self) -> Vec<u8> {
+        if self.idle_full.get() < IDLE_FULL_MAX {
+            self.idle_full.set(self.idle_full.get() + 1);
+            return self.head();
+        }
+        take(&self.small, SMALL_BYTES)
+    }
+
+    /// The wait that `buf` was borrowed for with [`Buffers::idle`] is over.
+    pub fn idle_over(&self, buf: &Vec<u8>) {
+        if buf.capacity() >= self.head_bytes {
+            self.idle_full.set(self.idle_full.get().saturating_sub(1));
+        }
+    }
+
+    /// A buffer that holds a whole head.
+    pub fn head(&self) -> Vec<u8> {
+        take(&self.head, self.head_bytes)
+    }
+
+    /// A buffer for a long body.
+    pub fn large(&self) -> Vec<u8> {
+        take(&self.large, LARGE_BYTES)
+    }
+
+    /// Takes a buffer back.
+    pub fn give(&self, mut buf: Vec<u8>) {
+        buf.clear();
+        let shelf = match buf.capacity() {
+            SMALL_BYTES => &self.small,
+            LARGE_BYTES => &self.large,
+            capacity if capacity == self.head_bytes => &self.head,
+            // One that was taken by an operation, or grew.
+            _ => return,
+        };
+        let mut shelf = shelf.borrow_mut();
+        if shelf.len() < FREE_MAX {
+            shelf.push(buf);
+        }
+    }
+}
+
+fn take(shelf: &RefCell<Vec<Vec<u8>>>, bytes: usize) -> Vec<u8> {
+    shelf.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
+}

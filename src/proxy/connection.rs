@@ -1,0 +1,198 @@
+//! One client: request after request on one connection, in order (RFC 9112, section 9.3).
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+
+use super::failure::HEAD_TIMEOUT;
+use super::lane::Job;
+use super::socket::Socket;
+use super::worker::Worker;
+use crate::http::headers::HeadScan;
+use crate::http::problem::Problem;
+use crate::http::request;
+
+/// How long a connection that the gateway ends may go on sending what nobody reads, so that the answer is not lost to a
+/// reset (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How many bytes of that are read.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Its socket.
+    pub socket: Socket,
+    /// Its address.
+    pub peer: Option<IpAddr>,
+}
+
+/// What follows a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The next one.
+    KeepAlive,
+    /// The end, once the client has had the chance to read the answer.
+    Linger,
+    /// The end.
+    Close,
+}
+
+/// What waiting for a request led to.
+enum Arrival {
+    /// A whole head, at this place in the buffer; or one that is refused.
+    Head(Result<Range<usize>, Problem>),
+    /// No further request.
+    Nothing,
+}
+
+/// Serves a client until either side ends the connection. A panic on the way is caught and counted: it ends this
+/// connection and no other.
+pub async fn serve(counted: Counted, client: Box<Client>) {
+    let worker = &counted.0;
+    // Everything that the connection shares with others is in cells that a panic leaves whole: borrows end as the stack
+    // unwinds, and no borrow is held while code that may panic changes two things that belong together.
+    if AssertUnwindSafe(run(worker, client)).catch_unwind().await.is_err() {
+        worker.counters.panics.add(1);
+    }
+}
+
+/// One open connection in the worker's count.
+#[derive(Debug)]
+pub struct Counted(Rc<Worker>);
+
+impl Counted {
+    /// Counts it in, until the drop.
+    pub fn new(worker: &Rc<Worker>) -> Counted {
+        worker.count_connection(1);
+        Counted(Rc::clone(worker))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count_connection(-1);
+    }
+}
+
+async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
+    let mut buf = Vec::new();
+    while let Arrival::Head(head) = arrival(worker, &mut client, &mut buf).await {
+        let mut lane = worker.lane();
+        let done = lane.serve(Job { worker: Rc::clone(worker), client, buf, head }).await;
+        worker.give_lane(lane);
+        (client, buf) = (done.client, done.buf);
+        match done.next {
+            Next::KeepAlive => {}
+            Next::Close => break,
+            Next::Linger => {
+                linger(worker, &mut client, &mut buf).await;
+                break;
+            }
+        }
+    }
+    worker.buffers.give(buf);
+}
+
+/// Waits for a head. What an earlier read brought along is looked at first.
+async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arrival {
+    let loaded = worker.loaded();
+    let snapshot = &loaded.snapshot;
+    let watch = &client.socket.watch;
+    if buf.is_empty() {
+        worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
+        watch.idle(worker.now());
+        watch.read_until(worker.after(snapshot.timeouts.keepalive_idle));
+        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
+        *buf = filled;
+        worker.buffers.idle_over(buf);
+        if !matches!(result, Ok(read) if read > 0) {
+            return Arrival::Nothing;
+        }
+        worker.set_now(Instant::now());
+    }
+    watch.busy();
+    let deadline = worker.after(snapshot.timeouts.header_read);
+    let mut skip = request::leading_empty_lines(buf);
+    let mut scan = HeadScan::from(skip);
+    loop {
+        match request::find_end(buf, skip, &mut scan, &snapshot.limits) {
+            Ok(Some(end)) => {
+                watch.read_done();
+                return Arrival::Head(Ok(skip..end));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                watch.read_done();
+                return Arrival::Head(Err(error.problem()));
+            }
+        }
+        make_room(worker, buf);
+        watch.read_until(deadline);
+        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
+        *buf = filled;
+        if !matches!(result, Ok(read) if read > 0) {
+            return match watch.read_expired() {
+                true => Arrival::Head(Err(HEAD_TIMEOUT)),
+                false => Arrival::Nothing,
+            };
+        }
+        // Empty lines may have come in pieces.
+        if !scan.has_first_line(skip) {
+            skip = request::leading_empty_lines(buf);
+            scan = HeadScan::from(skip);
+        }
+    }
+}
+
+/// Gives a head that does not fit into a small buffer a large one. Heads are refused before they fill that.
+fn make_room(worker: &Worker, buf: &mut Vec<u8>) {
+    if buf.len() == buf.capacity() {
+        let mut larger = worker.buffers.head();
+        larger.extend_from_slice(buf);
+        if larger.len() == larger.capacity() {
+            larger.reserve(larger.len());
+        }
+        worker.buffers.give(std::mem::replace(buf, larger));
+    }
+}
+
+/// Says that no more will come, and reads on for a moment: a socket that is closed with unread bytes resets the
+/// connection, and the reset can overtake the answer.
+async fn linger(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) {
+    client.socket.writer.finish().await;
+    client.socket.watch.read_until(worker.after(LINGER));
+    let mut discarded = 0;
+    while discarded < LINGER_BYTES_MAX {
+        buf.clear();
+        if buf.capacity() == 0 {
+            *buf = worker.buffers.head();
+        }
+        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
+        *buf = filled;
+        match result {
+            Ok(read) if read > 0 => discarded += read,
+            _ => break,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_return<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let size = size_of_return(serve);
+        assert!(size <= 640, "the future of a connection takes {size} bytes");
+    }
+}

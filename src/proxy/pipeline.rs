@@ -1,0 +1,223 @@
+//! The stages of a request, in order. Each continues or answers; nothing is awaited before it is known where to go.
+
+use std::mem::{MaybeUninit, take};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::rc::Rc;
+
+use ipnet::IpNet;
+
+use super::answer::{self, Health};
+use super::connection::{Client, Next};
+use super::failure::{BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ENDPOINT, NO_ROUTE, OVERLOADED};
+use super::transaction::Transaction;
+use super::upstream::{self, Plan};
+use super::worker::Worker;
+use crate::http::body::{Decoder, Framing};
+use crate::http::problem::Problem;
+use crate::http::request::{self, Form, Forwarding, HEADER_COUNT_MAX, RequestError, RequestHead};
+use crate::http::response::Asked;
+use crate::snapshot::{RouteId, ServiceKind};
+use crate::traffic::{path, route};
+
+/// What the stages decided.
+#[derive(Debug)]
+enum Verdict {
+    Answer(Problem),
+    Options,
+    Health(Health),
+    Forward(Plan),
+}
+
+/// Serves the request whose head stands at `head` in `buf`, or whose head was refused. What `buf` holds afterwards is the
+/// next request's.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    buf: &mut Vec<u8>,
+    head: Result<Range<usize>, Problem>,
+) -> Next {
+    let mut tx = Transaction::begin(worker, client.peer);
+    match decide(&mut tx, client, buf, head) {
+        Verdict::Answer(problem) => answer::problem(&mut tx, client, &problem).await,
+        Verdict::Options => answer::options(&mut tx, client).await,
+        Verdict::Health(which) => answer::health(&mut tx, client, which).await,
+        Verdict::Forward(plan) => upstream::forward(&mut tx, client, buf, plan).await,
+    }
+}
+
+/// Reads the request and runs it through the stages.
+fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result<Range<usize>, Problem>) -> Verdict {
+    let at = match head {
+        Ok(at) => at,
+        Err(problem) => {
+            tx.identify_as(None, None);
+            return Verdict::Answer(problem);
+        }
+    };
+    let loaded = Rc::clone(&tx.loaded);
+    let (before, behind) = buf.split_at_mut(at.end);
+    let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
+    let head = match request::parse(&before[at.start..], &mut storage, &loaded.snapshot.limits) {
+        Ok(head) => head,
+        Err(error) => {
+            tx.identify_as(None, None);
+            return Verdict::Answer(error.problem());
+        }
+    };
+    tx.identify(&head);
+    let trusted = &loaded.snapshot.trusted_proxies;
+    let peer_is_trusted = client.peer.is_some_and(|peer| is_in(trusted, peer));
+    if peer_is_trusted {
+        tx.client = head.forwarded_for.and_then(|list| original_client(list, trusted)).or(client.peer);
+    }
+
+    // What came of the body together with the head.
+    let mut body = Decoder::new(head.framing);
+    let (data, consumed) = match body.decode(behind) {
+        Ok(decoded) => (decoded.data, decoded.consumed),
+        Err(_) => {
+            tx.persistent = false;
+            return Verdict::Answer(MALFORMED_BODY);
+        }
+    };
+    tx.bytes_in = data as u64;
+
+    let mut normal = take(&mut tx.scratch.path);
+    let verdict = stages(tx, &head, peer_is_trusted, client.peer, &mut normal);
+    tx.scratch.path = normal;
+    let verdict = match verdict {
+        Ok(asked) => {
+            body.push_piece(head.framing, &behind[..data], true, &mut tx.scratch.out);
+            Verdict::Forward(Plan {
+                asked,
+                framing: head.framing,
+                body,
+                is_idempotent: head.method.is_idempotent(),
+                accepts_trailers: head.accepts_trailers,
+            })
+        }
+        Err(verdict) => {
+            // An answer of our own leaves the rest of the body unread; the next request would start in its middle.
+            tx.persistent &= body.is_done();
+            verdict
+        }
+    };
+    let used = at.end + consumed;
+    buf.drain(..used);
+    verdict
+}
+
+/// The stages proper: route, method, limits, balance, rewrite. The rewritten head is in the scratch's `out` afterwards.
+fn stages(
+    tx: &mut Transaction,
+    head: &RequestHead<'_>,
+    peer_is_trusted: bool,
+    peer: Option<IpAddr>,
+    normal: &mut Vec<u8>,
+) -> Result<Asked, Verdict> {
+    let loaded = Rc::clone(&tx.loaded);
+    let refuse = |problem: Problem| Err(Verdict::Answer(problem));
+
+    // Route.
+    if head.form == Form::Asterisk {
+        return Err(Verdict::Options);
+    }
+    let Ok(path) = path::normalize(head.path, normal) else { return refuse(RequestError::Target.problem()) };
+    if let Some(health) = Health::from_path(path) {
+        tx.route = RouteId::HEALTH;
+        return match Health::METHODS.contains(head.method) {
+            true => Err(Verdict::Health(health)),
+            false => refuse(METHOD_NOT_ALLOWED.allow(Health::METHODS)),
+        };
+    }
+    let Some(index) = loaded.snapshot.routes.find(head.host, path) else { return refuse(NO_ROUTE) };
+    let service = &loaded.snapshot.services[index];
+    let state = &loaded.services[index];
+    tx.enter_service(index);
+
+    // Method.
+    if !service.methods.contains(head.method) {
+        return refuse(METHOD_NOT_ALLOWED.allow(service.methods));
+    }
+
+    // Limits. The gateway's own held for the head before the service was known.
+    if head.target.len() > service.limits.uri_bytes {
+        return refuse(RequestError::TargetTooLong.problem());
+    }
+    if head.length > service.limits.header_bytes || head.fields.len() > service.limits.header_count {
+        return refuse(RequestError::HeadTooLarge.problem());
+    }
+    let body_max = service.limits.body_bytes;
+    let announced = if let Framing::Length(length) = head.framing { length } else { tx.bytes_in };
+    if body_max > 0 && announced > body_max {
+        return refuse(BODY_TOO_LARGE);
+    }
+    if state.in_flight.get() > service.limits.requests_in_flight {
+        return refuse(OVERLOADED);
+    }
+
+    // Balance.
+    let draw = tx.worker.draw();
+    let in_flight = |index: usize| state.endpoints[index].in_flight();
+    let Some(chosen) = state.balancer.borrow_mut().pick(draw, |_| true, in_flight) else { return refuse(NO_ENDPOINT) };
+    tx.enter_endpoint(chosen);
+
+    // Rewrite.
+    let forwarding = Forwarding {
+        path: match service.kind {
+            ServiceKind::Backend => route::strip(path, &service.prefix),
+            ServiceKind::Management => path,
+        },
+        authority: &service.endpoints[chosen].authority,
+        peer,
+        peer_is_trusted,
+        request_id: &tx.scratch.request_id,
+        traceparent: &tx.scratch.traceparent,
+    };
+    tx.scratch.out.clear();
+    request::write(head, &forwarding, &mut tx.scratch.out);
+    Ok(Asked { method: head.method, upgrade: head.upgrade })
+}
+
+/// The client that a chain of trusted proxies names: the rightmost address that is none of theirs.
+fn original_client(forwarded_for: &[u8], trusted: &[IpNet]) -> Option<IpAddr> {
+    let mut nearest = None;
+    for element in forwarded_for.rsplit(|&byte| byte == b',') {
+        let address = std::str::from_utf8(element).ok()?.trim().parse().ok();
+        let Some(address) = address else { return nearest };
+        nearest = Some(address);
+        if !is_in(trusted, address) {
+            break;
+        }
+    }
+    nearest
+}
+
+fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_rightmost_address_that_is_no_trusted_proxy() {
+        let trusted: Vec<IpNet> =
+            ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().expect("a network")).collect();
+        let check = |list: &str, expected: Option<&str>| {
+            let expected = expected.map(|address| address.parse().expect("an address"));
+            assert_eq!(original_client(list.as_bytes(), &trusted), expected, "{list}");
+        };
+        check("203.0.113.9", Some("203.0.113.9"));
+        check("1.1.1.1, 203.0.113.9", Some("203.0.113.9"));
+        check("203.0.113.9, 10.0.0.7,10.0.0.8", Some("203.0.113.9"));
+        check("10.0.0.7", Some("10.0.0.7"));
+        check("junk, 10.0.0.7", Some("10.0.0.7"));
+        check("junk", None);
+        check("2001:db8::1, fd00::2", Some("2001:db8::1"));
+        check("", None);
+    }
+}

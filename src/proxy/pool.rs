@@ -1,0 +1,69 @@
+//! Idle upstream connections of one worker to one endpoint, last in first out.
+//!
+//! The connection used last is the one least likely to have been closed by the upstream meanwhile, and the ones that are
+//! not needed age out.
+
+use std::cell::{Cell, RefCell};
+
+use super::socket::Socket;
+use super::watch::Millis;
+
+/// The most idle connections that a worker keeps to an endpoint.
+pub const IDLE_MAX: usize = 512;
+
+/// A worker's side of an endpoint: what outlives a snapshot.
+#[derive(Debug, Default)]
+pub struct EndpointState {
+    idle: RefCell<Vec<Idle>>,
+    in_flight: Cell<u32>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    socket: Socket,
+    since: Millis,
+}
+
+impl EndpointState {
+    /// The connection that was used last, if any is idle.
+    pub fn take(&self) -> Option<Socket> {
+        Some(self.idle.borrow_mut().pop()?.socket)
+    }
+
+    /// Keeps a connection whose exchange was complete and clean.
+    pub fn give(&self, socket: Socket, now: Millis) {
+        socket.watch.read_done();
+        socket.watch.write_done();
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { socket, since: now });
+        }
+    }
+
+    /// Drops connections that lay idle since before `before`, and those that the upstream has closed. Returns how many the
+    /// upstream had closed.
+    pub fn tidy(&self, before: Millis) -> u64 {
+        let mut closed = 0;
+        self.idle.borrow_mut().retain(|idle| {
+            let quiet = idle.socket.is_quiet();
+            closed += u64::from(!quiet);
+            quiet && idle.since >= before
+        });
+        closed
+    }
+
+    /// How many idle connections there are.
+    pub fn idle_len(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
+    /// How many requests this worker has under way to the endpoint.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// Counts one request more or less.
+    pub fn count(&self, change: i32) {
+        self.in_flight.set(self.in_flight.get().saturating_add_signed(change));
+    }
+}

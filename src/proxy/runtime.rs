@@ -1,0 +1,142 @@
+//! A worker's thread: its core, its ring, its life from start to drain.
+
+use std::cell::Cell;
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+
+use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
+
+use super::accept::Acceptor;
+use super::watch::TICK;
+use super::worker::{Parts, Worker};
+use crate::snapshot::Phase;
+
+/// `server.driver`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Driver {
+    /// io_uring where the kernel allows it, epoll elsewhere.
+    #[default]
+    Auto,
+    /// io_uring, or no start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// Submission queue entries of a ring.
+const RING_ENTRIES: u32 = 1024;
+
+/// Connections that are cut when the drain's time is over get so many ticks to finish their books.
+const CUT_TICKS: u32 = 20;
+
+/// A name for a set of ring flags, and what sets them.
+type Rung = (&'static str, fn(&mut io_uring::Builder));
+
+/// The flag sets that are tried, best first, with the kernels that have them. The default flags cost a quarter more per
+/// request: completions then interrupt the worker rather than wait for it.
+const LADDER: [Rung; 3] = [
+    ("single_issuer|defer_taskrun", |ring| {
+        ring.setup_single_issuer().setup_defer_taskrun();
+    }),
+    ("coop_taskrun", |ring| {
+        ring.setup_coop_taskrun();
+    }),
+    ("none", |_| {}),
+];
+
+/// What a worker's tasks run on.
+enum AnyRuntime {
+    IoUring(Runtime<TimeDriver<IoUringDriver>>),
+    Epoll(Runtime<TimeDriver<LegacyDriver>>),
+}
+
+/// What a worker runs on, once it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// `io_uring` or `epoll`.
+    pub driver: &'static str,
+    /// The ring's flags; `-` for epoll.
+    pub flags: &'static str,
+}
+
+/// Runs a worker on the calling thread until its drain is over. `started` is told what it runs on before the first client
+/// is accepted.
+///
+/// # Errors
+/// No driver that `driver` allows can be had, or the listener cannot be used with it.
+pub fn run(
+    parts: Parts,
+    listener: TcpListener,
+    core: Option<core_affinity::CoreId>,
+    driver: Driver,
+    started: impl FnOnce(Running),
+) -> io::Result<()> {
+    if let Some(core) = core {
+        // A core that was taken away since it was listed: the scheduler places the worker, then.
+        core_affinity::set_for_current(core);
+    }
+    let (runtime, running) = build(driver)?;
+    started(running);
+    let main = serve(parts, listener, running);
+    match runtime {
+        AnyRuntime::IoUring(mut runtime) => runtime.block_on(main),
+        AnyRuntime::Epoll(mut runtime) => runtime.block_on(main),
+    }
+}
+
+/// Climbs down the ladder until something holds.
+fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
+    let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
+    if driver != Driver::Epoll {
+        for (flags, apply) in LADDER {
+            let mut ring = io_uring::IoUring::builder();
+            apply(&mut ring);
+            let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(RING_ENTRIES).uring_builder(ring);
+            match builder.enable_timer().build() {
+                Ok(runtime) => return Ok((AnyRuntime::IoUring(runtime), Running { driver: "io_uring", flags })),
+                Err(error) => refusal = error,
+            }
+        }
+    }
+    if driver == Driver::IoUring {
+        let text = format!("io_uring is not available here ({refusal}); set server.driver to \"auto\" or \"epoll\"");
+        return Err(io::Error::new(refusal.kind(), text));
+    }
+    let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
+    Ok((AnyRuntime::Epoll(runtime), Running { driver: "epoll", flags: "-" }))
+}
+
+async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Result<()> {
+    let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
+    let acceptor = Rc::new(Acceptor::new(listener, running.driver == "epoll")?);
+    let listening = Rc::new(Cell::new(true));
+    monoio::spawn({
+        let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
+        async move {
+            acceptor.run(&worker).await;
+            listening.set(false);
+        }
+    });
+    monoio::spawn({
+        let worker = Rc::clone(&worker);
+        async move { acceptor.close_on_drain(&worker).await }
+    });
+    // The heartbeat, until the drain is over: nobody left, or no time left.
+    while worker.seam.phase() < Phase::Stopping {
+        monoio::time::sleep(TICK).await;
+        worker.tick();
+        if !listening.get() && worker.connections() == 0 {
+            return Ok(());
+        }
+    }
+    worker.registry.shut_all();
+    for _ in 0..CUT_TICKS {
+        if worker.connections() == 0 {
+            break;
+        }
+        monoio::time::sleep(TICK).await;
+        worker.tick();
+    }
+    Ok(())
+}

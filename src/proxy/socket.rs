@@ -1,0 +1,260 @@
+//! A stream socket, TCP or Unix, whose two directions are used apart; and the few questions asked of a bare descriptor.
+//!
+//! Reads and writes own their buffer while the kernel has it (monoio's rent model): it comes back with the result. A future
+//! that is dropped takes its buffer along, and whatever it would have read is lost; so is the connection, then.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::net::{TcpStream, UnixStream};
+
+use super::watch::{Registry, Watched};
+
+/// A connected stream.
+#[derive(Debug)]
+pub struct Socket {
+    /// Deadlines; declared first, so that it goes before the descriptor does.
+    pub watch: Watched,
+    /// What the peer sends.
+    pub reader: Reader,
+    /// What the peer gets.
+    pub writer: Writer,
+    fd: RawFd,
+}
+
+/// The receiving direction.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Reader {
+    Tcp(OwnedReadHalf<TcpStream>),
+    Unix(OwnedReadHalf<UnixStream>),
+}
+
+/// The sending direction.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Writer {
+    Tcp(OwnedWriteHalf<TcpStream>),
+    Unix(OwnedWriteHalf<UnixStream>),
+}
+
+impl Socket {
+    /// A TCP stream.
+    pub fn tcp(stream: TcpStream, registry: &Rc<Registry>) -> Socket {
+        let fd = stream.as_raw_fd();
+        let (reader, writer) = stream.into_split();
+        Socket { watch: Watched::new(registry, fd), reader: Reader::Tcp(reader), writer: Writer::Tcp(writer), fd }
+    }
+
+    /// A Unix stream.
+    pub fn unix(stream: UnixStream, registry: &Rc<Registry>) -> Socket {
+        let fd = stream.as_raw_fd();
+        let (reader, writer) = stream.into_split();
+        Socket { watch: Watched::new(registry, fd), reader: Reader::Unix(reader), writer: Writer::Unix(writer), fd }
+    }
+
+    /// Whether an idle connection is still good: open, and nothing to be read from it.
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Whether the peer has certainly not seen any of the last `sent` bytes, so that sending them again elsewhere cannot do
+    /// anything twice. To be asked once a read has found the orderly end of the stream.
+    ///
+    /// The peer's FIN acknowledges all that it had received by then; so when none of the bytes is acknowledged, they came
+    /// to a side that had closed already. The reset that answers them shows that it had closed for good. A reset alone
+    /// proves nothing: it can overtake the acknowledgement of bytes that were read (RFC 9293, section 3.5.2).
+    pub fn undelivered(&self, sent: usize) -> bool {
+        let Reader::Tcp(_) = self.reader else { return false };
+        let is_reset = socket2::SockRef::from(&borrow(self.fd)).take_error().is_ok_and(|error| error.is_some());
+        is_reset && unacknowledged(self.fd) == Some(sent)
+    }
+}
+
+impl Reader {
+    /// Appends what comes to `buf`, up to its capacity, which must have room; 0 is the end of the stream.
+    pub fn read(&mut self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
+        let room = buf.capacity() - buf.len();
+        self.read_some(buf, room)
+    }
+
+    /// The same, at most `most` bytes.
+    pub async fn read_some(&mut self, buf: Vec<u8>, most: usize) -> (io::Result<usize>, Vec<u8>) {
+        let start = buf.len();
+        let end = buf.capacity().min(start.saturating_add(most));
+        debug_assert!(start < end, "a read needs room");
+        let slice = buf.slice_mut(start..end);
+        let (result, slice) = match self {
+            Reader::Tcp(half) => half.read(slice).await,
+            Reader::Unix(half) => half.read(slice).await,
+        };
+        (result, slice.into_inner())
+    }
+}
+
+impl Writer {
+    /// Sends `buf[from..to]`, all of it.
+    pub async fn write(&mut self, mut buf: Vec<u8>, from: usize, to: usize) -> (Result<(), WriteError>, Vec<u8>) {
+        let start = from;
+        let mut from = from;
+        while from < to {
+            let slice = buf.slice(from..to);
+            let (result, slice) = match self {
+                Writer::Tcp(half) => half.write(slice).await,
+                Writer::Unix(half) => half.write(slice).await,
+            };
+            buf = slice.into_inner();
+            match result {
+                Ok(0) => return (Err(WriteError { written: from - start }), buf),
+                Ok(written) => from += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return (Err(WriteError { written: from - start }), buf),
+            }
+        }
+        (Ok(()), buf)
+    }
+
+    /// Sends all of `buf`.
+    pub async fn write_all(&mut self, buf: Vec<u8>) -> (Result<(), WriteError>, Vec<u8>) {
+        let to = buf.len();
+        self.write(buf, 0, to).await
+    }
+
+    /// Tells the peer that no more will come.
+    pub async fn finish(&mut self) {
+        // A peer that is gone already has been told.
+        let _ = match self {
+            Writer::Tcp(half) => half.shutdown().await,
+            Writer::Unix(half) => half.shutdown().await,
+        };
+    }
+}
+
+/// The peer takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteError {
+    /// How many bytes the kernel had taken before.
+    pub written: usize,
+}
+
+/// Which direction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Shut {
+    Read,
+    Both,
+}
+
+/// Ends a direction of the socket `fd`; whoever waits on it is woken. A socket that is not connected any more is left alone.
+pub fn shut(fd: RawFd, how: Shut) {
+    let how = match how {
+        Shut::Read => rustix::net::Shutdown::Read,
+        Shut::Both => rustix::net::Shutdown::Both,
+    };
+    // ENOTCONN says that the peer was faster.
+    let _ = rustix::net::shutdown(borrow(fd).as_fd(), how);
+}
+
+/// Resets the connection of the socket `fd` at once: what the peer has not got yet is lost, and it learns so. A close would
+/// not do, since a half that is dropped says goodbye first.
+pub fn reset(fd: RawFd) {
+    // A connection that is over already needs none.
+    let _ = rustix::net::connect_unspec(borrow(fd));
+}
+
+/// Lends a descriptor that is known to be open: its [`Watched`] is still registered.
+#[allow(unsafe_code)]
+pub fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    assert!(fd >= 0, "a watch that was dropped has no descriptor");
+    // SAFETY: every descriptor that gets here belongs to a `Socket` or a listener that is alive: `Watched::drop`, which
+    // runs before the socket's halves are dropped, takes it out of the registry and sets the watch's copy to -1. Workers
+    // do not share sockets, so nobody closes it meanwhile.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// How many bytes of what was written the peer's kernel has not acknowledged (tcp(7), SIOCOUTQ).
+#[allow(unsafe_code)]
+fn unacknowledged(fd: RawFd) -> Option<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &mut bytes) };
+    (result == 0).then(|| usize::try_from(bytes).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream as Peer};
+    use std::time::Duration;
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"seven..";
+
+    /// What the upstream side does, before the request is sent and after; whether that proves that nothing was delivered.
+    fn check(before: impl Fn(&mut Option<Peer>), after: impl Fn(&mut Option<Peer>), expected: bool) {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build().expect("epoll");
+        runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+            let stream = TcpStream::connect_addr(listener.local_addr().expect("bound")).await.expect("a listener");
+            let mut socket = Socket::tcp(stream, &Rc::default());
+            let mut peer = Some(listener.accept().expect("a connection").0);
+            before(&mut peer);
+            let (written, _) = socket.writer.write_all(REQUEST.to_vec()).await;
+            assert_eq!(written, Ok(()));
+            after(&mut peer);
+            let (read, _) = socket.reader.read(Vec::with_capacity(16)).await;
+            let at_end = matches!(read, Ok(0));
+            let proved = at_end && socket.undelivered(REQUEST.len());
+            assert_eq!(proved, expected);
+        });
+    }
+
+    fn take(peer: &mut Option<Peer>) {
+        let mut buf = [0; REQUEST.len()];
+        peer.as_mut().expect("open").read_exact(&mut buf).expect("the request");
+    }
+
+    fn reset(peer: &mut Option<Peer>) {
+        let peer = peer.take().expect("open");
+        socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("an option");
+    }
+
+    #[test]
+    fn only_a_request_that_came_to_a_closed_side_is_undelivered() {
+        let close = |peer: &mut Option<Peer>| drop(peer.take());
+        let half_close =
+            |peer: &mut Option<Peer>| peer.as_ref().expect("open").shutdown(Shutdown::Write).expect("open");
+        let nothing = |_: &mut Option<Peer>| {};
+        check(close, nothing, true);
+        // Read, and then closed in any way.
+        check(
+            nothing,
+            |peer| {
+                take(peer);
+                close(peer);
+            },
+            false,
+        );
+        check(
+            nothing,
+            |peer| {
+                take(peer);
+                reset(peer);
+            },
+            false,
+        );
+        check(half_close, take, false);
+        // Received and not read: the kernel resets.
+        check(nothing, close, false);
+        // Half-closed, the other half still open.
+        check(half_close, nothing, false);
+        let answered = |peer: &mut Option<Peer>| peer.as_mut().expect("open").write_all(b"x").expect("open");
+        check(answered, nothing, false);
+    }
+}

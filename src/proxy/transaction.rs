@@ -1,0 +1,279 @@
+//! One request's record, from its head to its end.
+//!
+//! The end is the drop: whichever way a request goes out, answered, cut, cancelled, panicked, it is counted and logged
+//! exactly once and gives back what it took. There is no other place that does either.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::pool::EndpointState;
+use super::worker::{Loaded, ServiceState, Worker};
+use crate::http::request::{Method, RequestHead, Version};
+use crate::policy::access_log::AccessRecord;
+use crate::snapshot::{Endpoint, RouteId, Service};
+
+/// What a request needs room for; reused, so that a warm request allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// What is about to be sent: the head to the upstream, then the head to the client.
+    pub out: Vec<u8>,
+    /// What the upstream sent.
+    pub inbound: Vec<u8>,
+    /// The normalised path, where it differs from the one sent.
+    pub path: Vec<u8>,
+    /// The method as it was sent.
+    pub method: Vec<u8>,
+    /// The target as it was sent.
+    pub target: Vec<u8>,
+    /// `X-Request-Id`.
+    pub request_id: Vec<u8>,
+    /// `traceparent`.
+    pub traceparent: Vec<u8>,
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        for part in [
+            &mut self.out,
+            &mut self.inbound,
+            &mut self.path,
+            &mut self.method,
+            &mut self.target,
+            &mut self.request_id,
+            &mut self.traceparent,
+        ] {
+            part.clear();
+        }
+    }
+}
+
+/// A buffer that grew beyond this is freed rather than kept.
+const SCRATCH_BYTES_MAX: usize = 128 * 1024;
+
+/// Where the trace id stands in a `traceparent`.
+const TRACE_ID: Range<usize> = 3..35;
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Transaction {
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// The snapshot that holds for this request from its beginning to its end.
+    pub loaded: Rc<Loaded>,
+    /// Its room.
+    pub scratch: Scratch,
+    /// The client, behind trusted proxies the one that they name.
+    pub client: Option<IpAddr>,
+    /// The method; GET until the head was understood.
+    pub method: Method,
+    /// The version; 1.1 until the head was understood.
+    pub version: Version,
+    /// Whether the client's connection lives on.
+    pub persistent: bool,
+    /// Whether the client itself said that this is its last request on the connection.
+    pub client_closes: bool,
+    /// The route's identity in the counters.
+    pub route: RouteId,
+    /// The status answered, 0 while there is none.
+    pub status: u16,
+    /// Whether a byte of the answer may have reached the client, so that no other answer can be given.
+    pub answer_begun: bool,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// Times that the request was sent again.
+    pub retries: u32,
+    /// What went wrong, in the log's words.
+    pub error: Option<&'static str>,
+    service: Option<usize>,
+    endpoint: Option<usize>,
+    started: Instant,
+    upstream: Option<Duration>,
+}
+
+impl Transaction {
+    /// A request has come.
+    pub fn begin(worker: &Rc<Worker>, client: Option<IpAddr>) -> Transaction {
+        let started = Instant::now();
+        worker.set_now(started);
+        worker.counters.request_started();
+        let mut scratch = worker.scratches.borrow_mut().pop().unwrap_or_default();
+        if scratch.out.capacity() == 0 {
+            scratch.out = worker.buffers.head();
+            scratch.inbound = worker.buffers.head();
+        }
+        Transaction {
+            loaded: worker.loaded(),
+            worker: Rc::clone(worker),
+            scratch,
+            client,
+            method: Method::Get,
+            version: Version::Http11,
+            persistent: false,
+            client_closes: false,
+            route: RouteId::NONE,
+            status: 0,
+            answer_begun: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            retries: 0,
+            error: None,
+            service: None,
+            endpoint: None,
+            started,
+            upstream: None,
+        }
+    }
+
+    /// Notes who asks for what, and gives the request its identity where it brought none.
+    pub fn identify(&mut self, head: &RequestHead<'_>) {
+        self.method = head.method;
+        self.version = head.version;
+        self.client_closes = !head.persistent;
+        self.persistent = head.persistent && !self.worker.is_draining();
+        self.scratch.method.extend_from_slice(head.method_token);
+        self.scratch.target.extend_from_slice(head.target);
+        self.identify_as(head.request_id, head.traceparent);
+    }
+
+    /// The identity alone, for a request whose head was not understood.
+    pub fn identify_as(&mut self, request_id: Option<&[u8]>, traceparent: Option<&[u8]>) {
+        let mut random = self.worker.random.borrow_mut();
+        match request_id {
+            Some(id) => self.scratch.request_id.extend_from_slice(id),
+            None => push_hex(random.u128(..), 32, &mut self.scratch.request_id),
+        }
+        match traceparent {
+            Some(parent) => self.scratch.traceparent.extend_from_slice(parent),
+            None => {
+                let out = &mut self.scratch.traceparent;
+                out.extend_from_slice(b"00-");
+                push_hex(random.u128(1..), 32, out);
+                out.push(b'-');
+                push_hex(u128::from(random.u64(1..)), 16, out);
+                out.extend_from_slice(b"-01");
+            }
+        }
+    }
+
+    /// The request goes to the service with this index.
+    pub fn enter_service(&mut self, index: usize) {
+        let in_flight = &self.loaded.services[index].in_flight;
+        in_flight.set(in_flight.get() + 1);
+        self.route = self.loaded.snapshot.services[index].route;
+        self.service = Some(index);
+    }
+
+    /// The request goes to this endpoint of its service.
+    pub fn enter_endpoint(&mut self, index: usize) {
+        if let Some((_, state)) = self.service() {
+            state.endpoints[index].count(1);
+            self.endpoint = Some(index);
+        }
+    }
+
+    /// The service, once there is one.
+    pub fn service(&self) -> Option<(&Service, &ServiceState)> {
+        let index = self.service?;
+        Some((&self.loaded.snapshot.services[index], &self.loaded.services[index]))
+    }
+
+    /// The endpoint, once there is one.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        Some(&self.service()?.0.endpoints[self.endpoint?])
+    }
+
+    /// The endpoint with this worker's side of it.
+    pub fn endpoint_state(&self) -> Option<(&Endpoint, &EndpointState)> {
+        let (service, state) = self.service()?;
+        let index = self.endpoint?;
+        Some((&service.endpoints[index], &state.endpoints[index]))
+    }
+
+    /// The upstream's final head has come.
+    pub fn upstream_answered(&mut self, status: u16) {
+        self.upstream = Some(self.started.elapsed());
+        if let Some(endpoint) = self.endpoint() {
+            self.worker.counters.upstream_answered(endpoint.id, status);
+        }
+    }
+
+    fn count(&self, duration: Duration) {
+        let counters = &self.worker.counters;
+        counters.request_finished(self.route, self.method, self.status, duration);
+        counters.bytes_in.add(self.bytes_in);
+        counters.bytes_out.add(self.bytes_out);
+        counters.retries.add(u64::from(self.retries));
+    }
+
+    fn log(&self, ended: Instant) {
+        let logging = &self.loaded.snapshot.logging;
+        let sampled =
+            self.status >= 400 || logging.sample >= 1.0 || self.worker.random.borrow_mut().f64() < logging.sample;
+        if !logging.enabled || !sampled {
+            return;
+        }
+        let service = self.service().map(|(service, _)| service);
+        let record = AccessRecord {
+            unix_ms: self.worker.unix_ms(ended),
+            request_id: &self.scratch.request_id,
+            trace_id: self.scratch.traceparent.get(TRACE_ID).unwrap_or_default(),
+            worker: self.worker.index,
+            client: self.client,
+            method: &self.scratch.method,
+            path: &self.scratch.target,
+            route: service.map_or("", |service| &service.prefix),
+            service: service.map_or("", |service| &service.name),
+            instance: self.endpoint().map_or("", |endpoint| &endpoint.instance),
+            status: self.status,
+            duration: ended - self.started,
+            upstream: self.upstream,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            auth: "",
+            user: "",
+            rate_limited: false,
+            retries: self.retries,
+            breaker: "",
+            error: self.error,
+        };
+        self.worker.write_log(&record, &self.loaded);
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if self.status == 0 {
+            // Dropped before there was an answer: by the end of the process, or by a panic on its way up.
+            (self.status, self.error) =
+                if std::thread::panicking() { (500, Some("panic")) } else { (499, Some("cancelled")) };
+        }
+        if let Some((_, state)) = self.service() {
+            state.in_flight.set(state.in_flight.get().saturating_sub(1));
+            if let Some(endpoint) = self.endpoint {
+                state.endpoints[endpoint].count(-1);
+            }
+        }
+        let ended = Instant::now();
+        self.worker.set_now(ended);
+        self.count(ended - self.started);
+        self.log(ended);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        // An operation that was dropped took its buffer along, and one that grew for a long head is not kept.
+        let is_whole = |buf: &Vec<u8>| buf.capacity() > 0 && buf.capacity() <= SCRATCH_BYTES_MAX;
+        if is_whole(&scratch.out) && is_whole(&scratch.inbound) {
+            scratch.clear();
+            self.worker.scratches.borrow_mut().push(scratch);
+        }
+    }
+}
+
+/// Appends the low `digits` hexadecimal digits of `value`.
+fn push_hex(value: u128, digits: usize, out: &mut Vec<u8>) {
+    for digit in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[(value >> (4 * digit)) as usize & 15]);
+    }
+}

@@ -1,0 +1,125 @@
+//! After an upgrade: bytes both ways, until both sides are done or nothing moves any more.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::connection::{Client, Next};
+use super::failure::Failure;
+use super::socket::{Reader, Socket, Writer};
+use super::transaction::Transaction;
+use super::watch::Watched;
+use super::worker::Worker;
+
+/// Carries bytes between client and upstream. What came behind the heads, `leftover` from the client and the scratch's
+/// `inbound` from the upstream, goes first.
+pub async fn run(
+    tx: &mut Transaction,
+    client: &mut Client,
+    leftover: &mut Vec<u8>,
+    mut upstream: Socket,
+) -> Result<Next, Failure> {
+    tx.answer_begun = true;
+    let worker = std::rc::Rc::clone(&tx.worker);
+    let idle = tx.service().map_or(tx.loaded.snapshot.timeouts.idle_body, |(service, _)| service.timeouts.idle_body);
+    let both = Both {
+        worker: &worker,
+        client: &client.socket.watch,
+        upstream: &upstream.watch,
+        idle,
+        broken: Cell::new(false),
+    };
+    let (bytes_in, bytes_out) = (Cell::new(0), Cell::new(0));
+    {
+        let first = std::mem::take(leftover);
+        let up = both.carry(first, &mut client.socket.reader, &mut upstream.writer, &bytes_in);
+        let first = std::mem::take(&mut tx.scratch.inbound);
+        let down = both.carry(first, &mut upstream.reader, &mut client.socket.writer, &bytes_out);
+        join(up, down).await;
+    }
+    tx.bytes_in += bytes_in.get();
+    tx.bytes_out += bytes_out.get();
+    if !both.broken.get() && (client.socket.watch.expired() || upstream.watch.expired()) {
+        tx.error = Some("tunnel_idle");
+    }
+    Ok(Next::Close)
+}
+
+/// The two ends, and the time that may pass without a byte on either.
+struct Both<'a> {
+    worker: &'a Worker,
+    client: &'a Watched,
+    upstream: &'a Watched,
+    idle: Duration,
+    broken: Cell<bool>,
+}
+
+impl Both<'_> {
+    /// One direction: until its end, which is passed on as such, or until either side breaks, which ends the other too.
+    async fn carry(&self, first: Vec<u8>, from: &mut Reader, to: &mut Writer, carried: &Cell<u64>) {
+        let mut buf = first;
+        if buf.is_empty() {
+            self.worker.buffers.give(std::mem::replace(&mut buf, self.worker.buffers.large()));
+        }
+        loop {
+            if !buf.is_empty() {
+                self.refresh();
+                let size = buf.len() as u64;
+                let (result, written) = to.write_all(buf).await;
+                buf = written;
+                if result.is_err() {
+                    self.break_off();
+                    break;
+                }
+                carried.set(carried.get() + size);
+                buf.clear();
+            }
+            self.refresh();
+            let (result, filled) = from.read(buf).await;
+            buf = filled;
+            match result {
+                Ok(read) if read > 0 => {}
+                Ok(_) => {
+                    to.finish().await;
+                    break;
+                }
+                Err(_) => {
+                    self.break_off();
+                    break;
+                }
+            }
+        }
+        self.worker.buffers.give(buf);
+    }
+
+    /// Traffic in either direction keeps both alive, unless one of them is broken.
+    fn refresh(&self) {
+        let until = if self.broken.get() { 0 } else { self.worker.after(self.idle) };
+        for watch in [self.client, self.upstream] {
+            watch.read_until(until);
+            watch.write_until(until);
+        }
+    }
+
+    /// The next sweep ends both, unless a deadline has ended one of them already.
+    fn break_off(&self) {
+        if !self.client.expired() && !self.upstream.expired() {
+            self.broken.set(true);
+            self.refresh();
+        }
+    }
+}
+
+/// Waits for both.
+async fn join(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let (mut one_runs, mut other_runs) = (true, true);
+    poll_fn(|cx| {
+        one_runs = one_runs && one.as_mut().poll(cx).is_pending();
+        other_runs = other_runs && other.as_mut().poll(cx).is_pending();
+        if one_runs || other_runs { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+}

@@ -1,0 +1,387 @@
+//! The exchange with an endpoint: a connection, the request out, the answer in and on to the client.
+//!
+//! A connection goes back to its pool only after a full, clean exchange with no byte left over, and a request goes out a
+//! second time only when the first went to a pooled connection that turned out to be dead: not a byte of an answer had
+//! come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or the kernel
+//! says that the upstream never received any of it.
+
+use std::cell::Cell;
+use std::io;
+use std::mem::{MaybeUninit, take};
+use std::rc::Rc;
+use std::time::Duration;
+
+use monoio::net::{TcpStream, UnixStream};
+
+use super::answer;
+use super::body::{self, Download, Shared, Upload};
+use super::connection::{Client, Next};
+use super::failure::Failure;
+use super::socket::{Reader, Socket, Writer};
+use super::transaction::Transaction;
+use super::tunnel;
+use super::watch::Watched;
+use crate::http::body::{Decoder, Framing};
+use crate::http::headers::HeadScan;
+use crate::http::request::{HEADER_COUNT_MAX, Version};
+use crate::http::response::{self, Asked, Returning};
+use crate::snapshot::{Address, ServiceKind, Timeouts};
+
+/// The most 1xx answers that may come before the final one.
+const INTERIM_MAX: u32 = 32;
+
+/// A request that may go out. Its head, and what came of its body with it, stand in the scratch's `out`.
+#[derive(Debug)]
+pub struct Plan {
+    /// What the answer's meaning depends on.
+    pub asked: Asked,
+    /// How the request's body is delimited, on both sides.
+    pub framing: Framing,
+    /// Where in its body the request stands.
+    pub body: Decoder,
+    /// Whether sending it twice means the same as sending it once.
+    pub is_idempotent: bool,
+    /// Whether the client takes trailers.
+    pub accepts_trailers: bool,
+}
+
+/// How an exchange ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The answer is complete.
+    Complete {
+        /// Whether the upstream connection is clean and may serve again.
+        reusable: bool,
+    },
+    /// 101: both sides speak another protocol from here on.
+    Switched,
+}
+
+/// Forwards a request and passes its answer on.
+pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut Vec<u8>, plan: Plan) -> Next {
+    let whole = plan.body.is_done();
+    match exchange(tx, client, leftover, plan).await {
+        Ok(next) => next,
+        Err(failure) => {
+            tx.error = Some(failure.word());
+            tx.persistent &= whole;
+            client.socket.watch.waited();
+            match failure.problem() {
+                Some(problem) if !tx.answer_begun => answer::problem(tx, client, &problem).await,
+                Some(_) => Next::Close,
+                None => {
+                    tx.status = failure.status();
+                    Next::Close
+                }
+            }
+        }
+    }
+}
+
+async fn exchange(
+    tx: &mut Transaction,
+    client: &mut Client,
+    leftover: &mut Vec<u8>,
+    plan: Plan,
+) -> Result<Next, Failure> {
+    let whole = plan.body.is_done();
+    let request_bytes = tx.scratch.out.len();
+    let timeouts = timeouts(tx);
+    let mut must_be_fresh = false;
+    let mut plan = plan;
+    loop {
+        let (mut upstream, reused) = connect(tx, &timeouts, must_be_fresh).await?;
+        client.socket.watch.wait_for(upstream.watch.shared(), tx.worker.now());
+        let sent = send(tx, &mut upstream, &timeouts).await;
+        let result = match sent {
+            Err(failure) => Err(failure),
+            Ok(()) if whole => {
+                upstream.watch.read_until(tx.worker.after(timeouts.response_header));
+                let shared = Shared::new(true);
+                receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, &plan, &shared).await
+            }
+            // Rare and large, so kept out of the connection's own future.
+            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, &mut plan, &timeouts)).await,
+        };
+        client.socket.watch.waited();
+        match result {
+            Err(failure @ Failure::UpstreamClosed { silent: true, reset })
+                if reused && !client.socket.watch.peer_gone() =>
+            {
+                // What has been read of a body that is still arriving is gone; unless none of it has.
+                let nothing_sent = sent.is_err();
+                let may_repeat = plan.is_idempotent || (!reset && undelivered(&upstream, request_bytes).await);
+                if !(nothing_sent || whole && may_repeat) {
+                    return Err(failure);
+                }
+                tx.worker.counters.upstream_stale.add(1);
+                tx.retries += 1;
+                must_be_fresh = true;
+            }
+            Err(_) if client.socket.watch.peer_gone() => return Err(Failure::ClientGone),
+            Err(failure) => return Err(failure),
+            Ok(Ended::Switched) => return Box::pin(tunnel::run(tx, client, leftover, upstream)).await,
+            Ok(Ended::Complete { reusable }) => {
+                let upload_done = plan.body.is_done();
+                if reusable && upload_done {
+                    give_back(tx, upstream);
+                }
+                return Ok(match tx.persistent && upload_done {
+                    true => Next::KeepAlive,
+                    false if upload_done && tx.client_closes => Next::Close,
+                    false => Next::Linger,
+                });
+            }
+        }
+    }
+}
+
+fn timeouts(tx: &Transaction) -> Timeouts {
+    tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).clone()
+}
+
+/// An idle connection to the endpoint, or a new one; and which of them it is.
+async fn connect(tx: &Transaction, timeouts: &Timeouts, must_be_fresh: bool) -> Result<(Socket, bool), Failure> {
+    let worker = &tx.worker;
+    let Some((endpoint, state)) = tx.endpoint_state() else { return Err(Failure::ConnectRefused) };
+    while !must_be_fresh && let Some(pooled) = state.take() {
+        // Closed by the upstream meanwhile; or it said something that nobody asked for, which would pass for the answer to
+        // this request. Asking costs a system call, too little to be measured in a request.
+        if pooled.is_quiet() {
+            worker.counters.upstream_reused.add(1);
+            return Ok((pooled, true));
+        }
+        worker.counters.upstream_stale.add(1);
+    }
+    let address = endpoint.address.clone();
+    let registry = &worker.registry;
+    let attempt = async {
+        match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect_addr(address).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, io::Error>(Socket::tcp(stream, registry))
+            }
+            Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, registry)),
+        }
+    };
+    worker.counters.upstream_connects.add(1);
+    match Box::pin(monoio::time::timeout(timeouts.connect, attempt)).await {
+        Ok(Ok(socket)) => Ok((socket, false)),
+        Ok(Err(_)) => Err(Failure::ConnectRefused),
+        Err(_) => Err(Failure::ConnectTimeout),
+    }
+}
+
+/// Sends the head, and what there is of the body.
+async fn send(tx: &mut Transaction, upstream: &mut Socket, timeouts: &Timeouts) -> Result<(), Failure> {
+    upstream.watch.write_until(tx.worker.after(timeouts.idle_body));
+    let (result, out) = upstream.writer.write_all(take(&mut tx.scratch.out)).await;
+    tx.scratch.out = out;
+    upstream.watch.write_done();
+    match result {
+        Ok(()) => Ok(()),
+        Err(_) if upstream.watch.expired() => Err(Failure::UpstreamTimeout),
+        Err(error) => Err(Failure::UpstreamClosed { silent: error.written == 0, reset: true }),
+    }
+}
+
+/// Request body and answer at the same time: either may finish first.
+async fn duplex(
+    tx: &mut Transaction,
+    client: &mut Client,
+    leftover: &mut Vec<u8>,
+    upstream: &mut Socket,
+    plan: &mut Plan,
+    timeouts: &Timeouts,
+) -> Result<Ended, Failure> {
+    let shared = Shared::new(false);
+    let body_max = tx.service().map_or(0, |(service, _)| service.limits.body_bytes);
+    let worker = Rc::clone(&tx.worker);
+    let received = Cell::new(tx.bytes_in);
+    let mut body = std::mem::replace(&mut plan.body, Decoder::new(Framing::None));
+    let Socket { reader, writer, watch, .. } = upstream;
+    let result = {
+        let upload = Upload {
+            worker: &worker,
+            from: &mut client.socket.reader,
+            from_watch: &client.socket.watch,
+            to: writer,
+            to_watch: watch,
+            framing: plan.framing,
+            decoder: &mut body,
+            body_max,
+            received: &received,
+            leftover,
+            shared: &shared,
+            idle_body: timeouts.idle_body,
+            response_header: timeouts.response_header,
+        };
+        let receive = receive_from(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, &shared);
+        body::run_both(upload.run(), receive).await
+    };
+    plan.body = body;
+    tx.bytes_in = received.get();
+    result
+}
+
+async fn receive(
+    tx: &mut Transaction,
+    writer: &mut Writer,
+    client_watch: &Watched,
+    upstream: &mut Socket,
+    plan: &Plan,
+    shared: &Shared,
+) -> Result<Ended, Failure> {
+    receive_from(tx, writer, client_watch, &mut upstream.reader, &upstream.watch, plan, shared).await
+}
+
+/// Reads the answer and passes it on to the client.
+async fn receive_from(
+    tx: &mut Transaction,
+    writer: &mut Writer,
+    client_watch: &Watched,
+    reader: &mut Reader,
+    watch: &Watched,
+    plan: &Plan,
+    shared: &Shared,
+) -> Result<Ended, Failure> {
+    let mut inbound = take(&mut tx.scratch.inbound);
+    if inbound.capacity() == 0 {
+        // An attempt that failed took it along.
+        inbound = tx.worker.buffers.head();
+    }
+    inbound.clear();
+    let limits = tx.service().map_or(&tx.loaded.snapshot.limits, |(service, _)| &service.limits).clone();
+    let mut scan = HeadScan::default();
+    let mut interim = 0;
+    let (answer, end) = loop {
+        let end = response::find_end(&inbound, &mut scan, &limits).map_err(Failure::UpstreamHead)?;
+        if let Some(end) = end {
+            let answer = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)?;
+            if answer.is_final() {
+                break (answer, end);
+            }
+            interim += 1;
+            if interim > INTERIM_MAX {
+                return Err(Failure::UpstreamHead(response::ResponseError::TooLarge));
+            }
+            if tx.version == Version::Http11 {
+                pass(tx, writer, client_watch).await?;
+            }
+            inbound.drain(..end);
+            scan = HeadScan::default();
+            continue;
+        }
+        if inbound.len() == inbound.capacity() {
+            // A service may allow longer heads than the buffers are made for.
+            inbound.reserve(inbound.len());
+        }
+        let (result, filled) = reader.read(inbound).await;
+        inbound = filled;
+        match result {
+            Ok(read) if read > 0 => {}
+            _ if watch.expired() => return Err(Failure::UpstreamTimeout),
+            Ok(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty(), reset: false }),
+            Err(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty(), reset: true }),
+        }
+    };
+    shared.head_seen.set(true);
+    watch.read_done();
+    client_watch.waited();
+    tx.upstream_answered(answer.status);
+    tx.status = answer.status;
+    tx.persistent = answer.client_persistent;
+    if answer.status == 101 {
+        pass(tx, writer, client_watch).await?;
+        inbound.drain(..end);
+        tx.scratch.inbound = inbound;
+        return Ok(Ended::Switched);
+    }
+    let download = Download {
+        framing: answer.framing,
+        decoder: Decoder::new(answer.upstream_framing),
+        with_trailers: plan.accepts_trailers,
+        upstream_persistent: answer.upstream_persistent,
+    };
+    download.run(tx, writer, client_watch, reader, watch, inbound, end).await
+}
+
+/// What [`render`] read out of an upstream's head.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    status: u16,
+    upstream_framing: Framing,
+    upstream_persistent: bool,
+    framing: Framing,
+    client_persistent: bool,
+}
+
+impl Answer {
+    /// 1xx other than 101 are followed by another answer.
+    fn is_final(self) -> bool {
+        self.status >= 200 || self.status == 101
+    }
+}
+
+/// Reads an upstream's head and writes the client's into the scratch's `out`.
+fn render(tx: &mut Transaction, head: &[u8], plan: &Plan, shared: &Shared) -> Result<Answer, response::ResponseError> {
+    let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
+    let head = response::parse(head, &mut storage, plan.asked)?;
+    let framing = match (head.framing, tx.version) {
+        (Framing::Chunked | Framing::Close, Version::Http11) => Framing::Chunked,
+        (Framing::Chunked | Framing::Close, Version::Http10) => Framing::Close,
+        (known, _) => known,
+    };
+    let client_persistent =
+        tx.persistent && shared.upload_done.get() && framing != Framing::Close && !tx.worker.is_draining();
+    let mut clock = tx.worker.clock.borrow_mut();
+    let returning = Returning {
+        version: tx.version,
+        framing,
+        persistent: client_persistent,
+        from_gateway: tx.service().is_some_and(|(service, _)| service.kind == ServiceKind::Management),
+        request_id: &tx.scratch.request_id,
+        date: clock.http_date(tx.worker.unix_ms_coarse()),
+    };
+    tx.scratch.out.clear();
+    response::write(&head, &returning, &mut tx.scratch.out);
+    Ok(Answer {
+        status: head.status,
+        upstream_framing: head.framing,
+        upstream_persistent: head.persistent,
+        framing,
+        client_persistent,
+    })
+}
+
+/// Sends what stands in the scratch's `out` to the client.
+pub async fn pass(tx: &mut Transaction, writer: &mut Writer, watch: &Watched) -> Result<(), Failure> {
+    let timeout = timeouts(tx).idle_body;
+    watch.write_until(tx.worker.after(timeout));
+    let (result, out) = writer.write_all(take(&mut tx.scratch.out)).await;
+    tx.scratch.out = out;
+    watch.write_done();
+    result.map_err(|_| Failure::ClientGone)
+}
+
+/// Keeps the connection for the next request, unless a drain makes that one unlikely.
+fn give_back(tx: &Transaction, upstream: Socket) {
+    if let Some((_, state)) = tx.endpoint_state()
+        && !tx.worker.is_draining()
+    {
+        state.give(upstream, tx.worker.now());
+    }
+}
+
+/// Whether the upstream provably received nothing of a request. The proof is a reset, which may still be on its way, so it
+/// is given a moment.
+async fn undelivered(upstream: &Socket, request_bytes: usize) -> bool {
+    for _ in 0..8 {
+        if upstream.undelivered(request_bytes) {
+            return true;
+        }
+        monoio::time::sleep(Duration::from_millis(5)).await;
+    }
+    false
+}

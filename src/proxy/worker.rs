@@ -1,0 +1,284 @@
+//! What the connections of one core share, and nothing else shares: snapshot, pools, buffers, clock, randomness, log.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::buffers::Buffers;
+use super::lane::Lane;
+use super::pool::EndpointState;
+use super::transaction::Scratch;
+use super::watch::{Millis, Registry};
+use crate::policy::access_log::{AccessRecord, Clock};
+use crate::snapshot::{EndpointId, Phase, Seam, Snapshot};
+use crate::telemetry::counters::Counters;
+use crate::telemetry::log::LogSender;
+use crate::traffic::balance::Balancer;
+
+/// Idle upstream connections are looked through once in so many milliseconds.
+const TIDY_EVERY: Millis = 1_000;
+
+/// A connection that has been quiet for so long when the drain begins, or becomes so during it, is closed.
+const DRAIN_IDLE: Millis = 1_000;
+
+/// Lanes kept for reuse.
+const LANES_FREE_MAX: usize = 512;
+
+/// What a worker is made of; handed to its thread.
+#[derive(Debug)]
+pub struct Parts {
+    /// Which worker, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub workers: usize,
+    /// The control plane's word.
+    pub seam: Arc<Seam>,
+    /// The worker's own counters.
+    pub counters: Arc<Counters>,
+    /// The worker's own way to the access log.
+    pub log: LogSender,
+    /// The most client connections.
+    pub connections_max: u32,
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Which worker, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub workers: usize,
+    /// The driver that runs, for `/health`.
+    pub driver: &'static str,
+    /// The ring flags that it runs with, for `/health`.
+    pub flags: &'static str,
+    /// The control plane's word.
+    pub seam: Arc<Seam>,
+    /// What is counted here.
+    pub counters: Arc<Counters>,
+    /// Deadlines.
+    pub registry: Rc<Registry>,
+    /// Buffers.
+    pub buffers: Buffers,
+    /// Workspaces of requests.
+    pub scratches: RefCell<Vec<Scratch>>,
+    lanes: RefCell<Vec<Lane>>,
+    /// Randomness: ids and draws, nothing secret.
+    pub random: RefCell<fastrand::Rng>,
+    /// The most client connections.
+    pub connections_max: u32,
+    connections: Cell<u32>,
+    loaded: RefCell<Rc<Loaded>>,
+    endpoints: RefCell<HashMap<EndpointId, Rc<EndpointState>>>,
+    log: RefCell<LogSender>,
+    line: RefCell<Vec<u8>>,
+    /// Renders times; its caches are the worker's.
+    pub clock: RefCell<Clock>,
+    started: Instant,
+    now: Cell<Millis>,
+    ticked: Cell<Instant>,
+    unix_at_tick: Cell<Duration>,
+    tidied: Cell<Millis>,
+}
+
+/// A snapshot with the state that belongs to it on this worker.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// In the order of the snapshot's services.
+    pub services: Box<[ServiceState]>,
+}
+
+/// A worker's side of a service.
+#[derive(Debug)]
+pub struct ServiceState {
+    /// Chooses an endpoint.
+    pub balancer: RefCell<Balancer>,
+    /// In the order of the snapshot's endpoints.
+    pub endpoints: Box<[Rc<EndpointState>]>,
+    /// Requests under way to the service from this worker.
+    pub in_flight: Cell<u32>,
+}
+
+impl Worker {
+    /// A worker that has adopted the current snapshot. `driver` and `flags` say what it runs on.
+    pub fn new(parts: Parts, driver: &'static str, flags: &'static str) -> Worker {
+        let endpoints = RefCell::new(HashMap::new());
+        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut endpoints.borrow_mut()));
+        let now = Instant::now();
+        parts.seam.adopt(parts.index, loaded.snapshot.generation);
+        Worker {
+            index: parts.index,
+            workers: parts.workers,
+            driver,
+            flags,
+            counters: parts.counters,
+            registry: Rc::default(),
+            buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
+            scratches: RefCell::default(),
+            lanes: RefCell::default(),
+            random: RefCell::new(fastrand::Rng::new()),
+            connections_max: parts.connections_max,
+            connections: Cell::new(0),
+            loaded: RefCell::new(loaded),
+            endpoints,
+            log: RefCell::new(parts.log),
+            line: RefCell::new(Vec::with_capacity(4096)),
+            clock: RefCell::new(Clock::default()),
+            started: now,
+            now: Cell::new(0),
+            ticked: Cell::new(now),
+            unix_at_tick: Cell::new(unix_time()),
+            tidied: Cell::new(0),
+            seam: parts.seam,
+        }
+    }
+
+    /// The current snapshot and its state; a newly published one is adopted here.
+    pub fn loaded(&self) -> Rc<Loaded> {
+        let loaded = Rc::clone(&self.loaded.borrow());
+        if loaded.snapshot.generation == self.seam.generation() { loaded } else { self.adopt() }
+    }
+
+    #[cold]
+    fn adopt(&self) -> Rc<Loaded> {
+        let snapshot = self.seam.load();
+        let generation = snapshot.generation;
+        let loaded = Rc::new(Loaded::new(snapshot, &mut self.endpoints.borrow_mut()));
+        *self.loaded.borrow_mut() = Rc::clone(&loaded);
+        self.seam.adopt(self.index, generation);
+        loaded
+    }
+
+    /// The coarse clock; at most a tick behind, brought up to date by every request.
+    pub fn now(&self) -> Millis {
+        self.now.get()
+    }
+
+    /// The coarse clock, `timeout` from now.
+    pub fn after(&self, timeout: Duration) -> Millis {
+        self.now.get().saturating_add(timeout.as_millis() as Millis)
+    }
+
+    /// Brings the coarse clock up to `instant`, which was just read.
+    pub fn set_now(&self, instant: Instant) {
+        self.now.set(instant.saturating_duration_since(self.started).as_millis() as Millis);
+    }
+
+    /// Milliseconds since the Unix epoch at `instant`, which was just read.
+    pub fn unix_ms(&self, instant: Instant) -> u64 {
+        (self.unix_at_tick.get() + instant.saturating_duration_since(self.ticked.get())).as_millis() as u64
+    }
+
+    /// Milliseconds since the Unix epoch, a tick behind at most: for `Date`, which counts seconds.
+    pub fn unix_ms_coarse(&self) -> u64 {
+        self.unix_at_tick.get().as_millis() as u64
+    }
+
+    /// Uniform random bits.
+    pub fn draw(&self) -> u64 {
+        self.random.borrow_mut().u64(..)
+    }
+
+    /// Takes a line for the access log, or counts that it was dropped.
+    pub fn write_log(&self, record: &AccessRecord<'_>, loaded: &Loaded) {
+        let logging = &loaded.snapshot.logging;
+        let mut line = self.line.borrow_mut();
+        line.clear();
+        let clock = &mut self.clock.borrow_mut();
+        crate::policy::access_log::render(record, logging.format, &logging.redact, clock, &mut line);
+        if !self.log.borrow_mut().push(&line) {
+            self.counters.log_lines_dropped.add(1);
+        }
+    }
+
+    /// A lane for a request.
+    pub fn lane(&self) -> Lane {
+        self.lanes.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes a lane back whose request is over.
+    pub fn give_lane(&self, lane: Lane) {
+        let mut lanes = self.lanes.borrow_mut();
+        if lanes.len() < LANES_FREE_MAX {
+            lanes.push(lane);
+        }
+    }
+
+    /// Open client connections.
+    pub fn connections(&self) -> u32 {
+        self.connections.get()
+    }
+
+    /// Counts a client connection in or out.
+    pub fn count_connection(&self, change: i32) {
+        self.connections.set(self.connections.get().saturating_add_signed(change));
+        self.counters.connections_open.set(u64::from(self.connections.get()));
+    }
+
+    /// Whether answers end their connection, because the process is going down.
+    pub fn is_draining(&self) -> bool {
+        self.seam.phase() >= Phase::Draining
+    }
+
+    /// What happens every [`TICK`](super::watch::TICK).
+    pub fn tick(&self) {
+        let instant = Instant::now();
+        self.set_now(instant);
+        self.ticked.set(instant);
+        self.unix_at_tick.set(unix_time());
+        let now = self.now();
+        let drain_idle_before = self.is_draining().then(|| now.saturating_sub(DRAIN_IDLE));
+        let fired = self.registry.sweep(now, drain_idle_before);
+        self.counters.timeouts.add(fired);
+        self.log.borrow_mut().wake();
+        self.loaded();
+        if now - self.tidied.get() >= TIDY_EVERY {
+            self.tidied.set(now);
+            self.tidy(now);
+        }
+    }
+
+    /// Closes upstream connections that were idle for too long or that the upstream closed, and forgets endpoints that no
+    /// snapshot names any more.
+    fn tidy(&self, now: Millis) {
+        let loaded = Rc::clone(&self.loaded.borrow());
+        for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
+            let keep = service.timeouts.keepalive_idle.as_millis() as Millis;
+            for endpoint in &state.endpoints {
+                let closed = endpoint.tidy((now + 1).saturating_sub(keep));
+                self.counters.upstream_stale.add(closed);
+            }
+        }
+        self.endpoints.borrow_mut().retain(|_, state| Rc::strong_count(state) > 1);
+    }
+}
+
+impl Loaded {
+    fn new(snapshot: Arc<Snapshot>, known: &mut HashMap<EndpointId, Rc<EndpointState>>) -> Loaded {
+        let services = snapshot
+            .services
+            .iter()
+            .map(|service| ServiceState {
+                balancer: RefCell::new(Balancer::new(
+                    service.load_balancing,
+                    service.endpoints.iter().map(|endpoint| endpoint.weight),
+                )),
+                endpoints: service
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| Rc::clone(known.entry(endpoint.id).or_default()))
+                    .collect(),
+                in_flight: Cell::new(0),
+            })
+            .collect();
+        Loaded { snapshot, services }
+    }
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
