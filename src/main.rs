@@ -1,3 +1,292 @@
-//! The command line and the composition root.
+//! The command line and the composition root: the one place that knows both planes.
+//!
+//! configuration → snapshot → listeners → workers → control thread → signals → drain
 
-fn main() {}
+use std::io::{self, IsTerminal};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Parser, Subcommand};
+use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
+use ringway::control::{admin, build, resolve, thread as control};
+use ringway::demo;
+use ringway::proxy::worker::Parts;
+use ringway::proxy::{accept, runtime};
+use ringway::snapshot::{Phase, Seam};
+use ringway::telemetry::counters::{Counters, Shape};
+use ringway::telemetry::exposition::{Exposition, WorkerInfo};
+use ringway::telemetry::labels::Labels;
+use ringway::telemetry::{events, log};
+use tracing::level_filters::LevelFilter;
+
+/// Access-log bytes that may wait in each worker for the log writer: about 2,000 lines.
+const LOG_RING_BYTES: usize = 1024 * 1024;
+
+/// How long a stalled standard output may hold up the exit.
+const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
+
+/// Exit codes of the contract.
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = "ringway", version = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("BUILD_COMMIT"), ")"))]
+#[command(about = "A thread-per-core API gateway on io_uring", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Validate the configuration and exit, like `ringway check`
+    #[arg(short = 't', long = "test")]
+    test: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve (the default)
+    Run(RunArgs),
+    /// Validate the configuration: exit 0 and a summary, or 2 and every error
+    #[command(alias = "validate")]
+    Check(RunArgs),
+    /// Serve sample auth, sms and llm backends through the gateway, and print curl lines to try
+    Demo {
+        /// The port to listen on
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Ask a running gateway how it is: exit 0 when it answers healthy
+    Health {
+        /// What to ask [default: /health at the address that ./config.toml and the environment name]
+        #[arg(long)]
+        url: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The configuration file [default: ./config.toml, and the built-in defaults when there is none]
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// The address to listen on, over the configuration's
+    #[arg(long)]
+    host: Option<String>,
+    /// The port to listen on, over the configuration's
+    #[arg(long)]
+    port: Option<u16>,
+}
+
+impl RunArgs {
+    fn source(&self) -> Source {
+        let mut overrides = Vec::new();
+        overrides.extend(self.host.iter().map(|host| ("server.host".to_owned(), host.clone())));
+        overrides.extend(self.port.iter().map(|port| ("server.port".to_owned(), port.to_string())));
+        Source { path: self.config.clone(), environment: config::environment(), overrides }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let command = cli.command.unwrap_or(if cli.test { Command::Check(cli.run) } else { Command::Run(cli.run) });
+    match command {
+        Command::Check(args) => check(&args.source()),
+        Command::Health { url } => health(&url.unwrap_or_else(own_health_url)),
+        Command::Run(args) => match config::load(&args.source()) {
+            Ok(config) => report(run(&config, |_| {})),
+            Err(errors) => refuse(&errors),
+        },
+        Command::Demo { port } => report(run_demo(port)),
+    }
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn refuse(errors: &config::ConfigErrors) -> ExitCode {
+    eprintln!("{errors}");
+    ExitCode::from(BAD_USAGE)
+}
+
+fn check(source: &Source) -> ExitCode {
+    match config::load(source) {
+        Ok(config) => {
+            println!("{}", config.summary());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => refuse(&errors),
+    }
+}
+
+/// Starts the sample backends and a gateway in front of them.
+fn run_demo(port: u16) -> anyhow::Result<()> {
+    let backends = demo::start().context("the sample backends did not start")?;
+    let toml = demo::config(&backends, port);
+    let config =
+        Config::from_toml(&toml, "the demo's configuration", &[], &[]).map_err(|errors| anyhow!("{errors}"))?;
+    run(&config, |address| print!("{}", demo::welcome(address, &backends)))
+}
+
+/// Serves until a signal or a failure ends it. `ready` is called once the address is bound and every worker runs.
+fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+    events::init(
+        match config.level {
+            Level::Error => LevelFilter::ERROR,
+            Level::Warn => LevelFilter::WARN,
+            Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+        },
+        io::stderr().is_terminal(),
+    );
+    let workers = worker_count(config.server.workers);
+    let address = SocketAddr::new(config.server.host, config.server.port);
+    let listeners = accept::bind(address, workers, config.server.backlog).with_context(|| {
+        format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
+    })?;
+    let address = listeners.first().context("there is no worker")?.local_addr()?;
+
+    let labels = Arc::new(Labels::new());
+    let shape = Shape {
+        enabled: config.metrics.enabled,
+        buckets: config.metrics.buckets.clone(),
+        max_series: config.metrics.max_series,
+    };
+    let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new(&shape))).collect();
+    let (management, management_address) = admin::bind().context("cannot open the management socket")?;
+    let resolved = control::block_on(resolve::resolve(config, &resolve::Resolved::default()))?;
+    for failure in resolved.failures() {
+        tracing::warn!(%failure, "a backend's name does not resolve; its service answers 503 until it does");
+    }
+    let first = build::snapshot(config, &resolved, &labels, management_address.clone(), 1);
+    let seam = Arc::new(Seam::new(first, workers));
+    let (senders, log_writer) = log::start(workers, LOG_RING_BYTES, io::stdout())?;
+
+    let (started_tx, started) = mpsc::channel();
+    let (ended_tx, ended) = mpsc::channel();
+    let cores = if config.server.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+    for ((index, listener), log) in listeners.into_iter().enumerate().zip(senders) {
+        let parts = Parts {
+            index,
+            workers,
+            seam: Arc::clone(&seam),
+            counters: Arc::clone(&counters[index]),
+            log,
+            connections_max: config.server.max_connections_per_worker,
+        };
+        let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
+        let driver = match config.server.driver {
+            Driver::Auto => runtime::Driver::Auto,
+            Driver::IoUring => runtime::Driver::IoUring,
+            Driver::Epoll => runtime::Driver::Epoll,
+        };
+        let (started, ended) = (started_tx.clone(), ended_tx.clone());
+        thread::Builder::new().name(format!("ringway-{index}")).spawn(move || {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                runtime::run(parts, listener, core, driver, |running| {
+                    // The receiver is gone when another worker failed to start.
+                    let _ = started.send((index, running));
+                })
+            }));
+            let result =
+                result.unwrap_or_else(|_| Err(io::Error::other("a worker panicked outside of its connections")));
+            let _ = ended.send(result);
+        })?;
+    }
+    drop((started_tx, ended_tx));
+
+    let mut infos: Vec<WorkerInfo> = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        match started.recv() {
+            Ok((worker, running)) => infos.push(WorkerInfo { worker, driver: running.driver, flags: running.flags }),
+            Err(_) => return Err(ended.recv()?.err().map_or_else(|| anyhow!("a worker did not start"), Into::into)),
+        }
+    }
+    infos.sort_by_key(|info| info.worker);
+    tracing::info!(
+        %address,
+        workers,
+        driver = infos[0].driver,
+        ring_flags = infos[0].flags,
+        configuration = %config.origin,
+        services = config.services.len(),
+        "listening"
+    );
+    let control = control::start(control::Parts {
+        seam: Arc::clone(&seam),
+        exposition: Exposition::new(counters, infos, &shape, Arc::clone(&labels)),
+        labels,
+        management,
+        management_address,
+        config: config.clone(),
+        resolved,
+    })?;
+    ready(address);
+
+    let mut result = Ok(());
+    for _ in 0..workers {
+        if let Err(error) = ended.recv().unwrap_or(Ok(())) {
+            // One worker less is not what was asked for: the process goes, and whoever watches it starts it anew.
+            result = Err(anyhow::Error::from(error).context("a worker failed"));
+            seam.advance(Phase::Draining);
+        }
+    }
+    tracing::info!("stopped");
+    control.stop();
+    log_writer.finish(LOG_FLUSH_MAX);
+    result
+}
+
+/// `auto` is as many as cores that the process may use, by affinity and by CPU quota.
+fn worker_count(workers: Workers) -> usize {
+    match workers {
+        Workers::Count(count) => count,
+        Workers::Auto => {
+            let by_affinity = core_affinity::get_core_ids().map_or(usize::MAX, |cores| cores.len());
+            let by_quota = thread::available_parallelism().map_or(1, usize::from);
+            by_affinity.min(by_quota).max(1)
+        }
+    }
+}
+
+/// Where a gateway with this working directory and environment answers `/health`.
+fn own_health_url() -> String {
+    let source = Source { environment: config::environment(), ..Source::default() };
+    let server = config::load(&source).unwrap_or_default().server;
+    let host = match server.host {
+        IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        host => host,
+    };
+    format!("http://{}/health", SocketAddr::new(host, server.port))
+}
+
+/// `ringway health`.
+fn health(url: &str) -> ExitCode {
+    match ask(url) {
+        Ok(body) => {
+            println!("{}", body.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("ringway: not healthy: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn ask(url: &str) -> anyhow::Result<String> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
+    let mut answer = agent.get(url).call().with_context(|| format!("GET {url}"))?;
+    Ok(answer.body_mut().read_to_string()?)
+}
