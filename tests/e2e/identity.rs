@@ -1,0 +1,106 @@
+//! Who asks, under which name, through whom: what the gateway adds to a request and takes from it.
+
+use crate::support::backend::Request;
+use crate::support::{Backend, Gateway, gateway_to, service};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// Sends a GET with these fields, returns it as the backend saw it.
+fn ask(gateway: &Gateway, backend: &Backend, fields: &str) -> Request {
+    let answer = gateway.send(format!("GET /api HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n{fields}\r\n"));
+    assert_eq!(answer.status, 200);
+    let sent = backend.last();
+    assert_eq!(answer.header("x-request-id"), sent.header("x-request-id"), "the client learns the id");
+    sent
+}
+
+#[test]
+fn a_request_gets_its_names() {
+    let backend = Backend::answering(OK);
+    let gateway = gateway_to(&backend);
+    let sent = ask(&gateway, &backend, "");
+    assert_eq!(sent.header("host"), Some(backend.address.to_string().as_str()));
+    assert_eq!(sent.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(sent.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(sent.header("x-forwarded-host"), Some("a.example"));
+    assert_eq!(sent.header("via"), Some("1.1 ringway"));
+    let id = sent.header("x-request-id").expect("an id").to_owned();
+    assert!(id.len() >= 16, "{id}");
+    let trace = sent.header("traceparent").expect("a trace").to_owned();
+    assert!(trace.len() == 55 && trace.starts_with("00-"), "{trace}");
+    let other = ask(&gateway, &backend, "");
+    assert_ne!(other.header("x-request-id"), Some(id.as_str()));
+    assert_ne!(other.header("traceparent"), Some(trace.as_str()));
+}
+
+#[test]
+fn well_formed_names_are_kept_and_others_replaced() {
+    let backend = Backend::answering(OK);
+    let gateway = gateway_to(&backend);
+    let sent =
+        ask(&gateway, &backend, &format!("X-Request-Id: abc-123\r\ntraceparent: {TRACE}\r\ntracestate: a=b\r\n"));
+    assert_eq!(sent.header("x-request-id"), Some("abc-123"));
+    assert_eq!(sent.header("traceparent"), Some(TRACE));
+    assert_eq!(sent.header("tracestate"), Some("a=b"));
+    for bad in ["", "a b", "a\"b", "a<b", "\u{e9}", &"x".repeat(200)] {
+        let sent = ask(&gateway, &backend, &format!("X-Request-Id: {bad}\r\n"));
+        assert_ne!(sent.header("x-request-id"), Some(bad));
+    }
+    for bad in [
+        "00-0-0-01",
+        &TRACE.to_uppercase(),
+        &format!("{TRACE}-x"),
+        &TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+    ] {
+        let sent = ask(&gateway, &backend, &format!("traceparent: {bad}\r\ntracestate: a=b\r\n"));
+        assert_ne!(sent.header("traceparent"), Some(bad));
+        assert_eq!(sent.header("tracestate"), None, "a state without its parent means nothing");
+    }
+}
+
+#[test]
+fn an_untrusted_peer_cannot_forge_where_it_comes_from() {
+    let backend = Backend::answering(OK);
+    let gateway = gateway_to(&backend);
+    let sent = ask(
+        &gateway,
+        &backend,
+        "X-Forwarded-For: 10.9.9.9\r\nX-Forwarded-For: 10.8.8.8\r\nX-Forwarded-Proto: https\r\n\
+         X-Forwarded-Host: forged.example\r\nForwarded: for=10.9.9.9\r\nX-Request-Id: forger\r\n",
+    );
+    assert_eq!(sent.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(sent.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(sent.header("x-forwarded-host"), Some("a.example"));
+    assert_eq!(sent.header("forwarded"), None);
+    assert_eq!(gateway.logged("forger")["client"], "127.0.0.1");
+}
+
+#[test]
+fn a_trusted_proxy_is_believed_and_extended() {
+    let backend = Backend::answering(OK);
+    let gateway = Gateway::start_with(
+        "trusted_proxies = [\"127.0.0.0/8\", \"10.0.0.0/8\"]",
+        &service("api", &[backend.url()], ""),
+    );
+    let sent = ask(
+        &gateway,
+        &backend,
+        "X-Forwarded-For: 203.0.113.9, 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b.example\r\n\
+         Via: 1.1 front\r\nX-Request-Id: trusted\r\n",
+    );
+    assert_eq!(sent.header("x-forwarded-for"), Some("203.0.113.9, 10.0.0.1, 127.0.0.1"));
+    assert_eq!(sent.header("x-forwarded-proto"), Some("https"));
+    assert_eq!(sent.header("x-forwarded-host"), Some("b.example"));
+    assert_eq!(sent.header("via"), Some("1.1 front, 1.1 ringway"));
+    assert_eq!(gateway.logged("trusted")["client"], "203.0.113.9");
+}
+
+#[test]
+fn via_tells_the_clients_version() {
+    let backend = Backend::answering(OK);
+    let gateway = gateway_to(&backend);
+    gateway.send("GET /api HTTP/1.0\r\n\r\n");
+    assert_eq!(backend.last().header("via"), Some("1.0 ringway"));
+    assert_eq!(backend.last().header("x-forwarded-host"), None);
+}

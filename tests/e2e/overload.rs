@@ -1,0 +1,109 @@
+//! More than there is room for: it waits or is refused, and afterwards all is as before.
+
+use crate::support::{Backend, Gate, Gateway, gateway_to, service, until};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const GET: &str = "GET /api HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// Answers every request once the gate lets it.
+fn gated(gate: &Gate) -> Backend {
+    let gate = gate.clone();
+    Backend::start(move |connection| {
+        loop {
+            connection.request()?;
+            gate.pass();
+            connection.send(OK)?;
+        }
+    })
+}
+
+#[test]
+fn connections_past_the_limit_wait_until_one_closes() {
+    let backend = Backend::answering(OK);
+    let gateway = Gateway::start_with("max_connections_per_worker = 4", &service("api", &[backend.url()], ""));
+    let mut clients: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send(GET);
+            assert_eq!(client.response().status, 200);
+            client
+        })
+        .collect();
+    let mut waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send(GET);
+            client
+        })
+        .collect();
+    assert!(waiting[0].is_quiet(), "the fifth client is not accepted");
+    for client in &mut clients {
+        client.send(GET);
+        assert_eq!(client.response().status, 200, "those who are in are served");
+    }
+    for mut client in waiting.drain(..) {
+        clients.pop();
+        assert_eq!(client.response().status, 200, "a place that becomes free is taken");
+        clients.push(client);
+    }
+}
+
+#[test]
+fn requests_in_flight_past_the_limit_are_refused() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let gateway = Gateway::start(&service("api", &[backend.url()], "[services.api.limits]\nrequests_in_flight = 2"));
+    let mut clients = [gateway.connect(), gateway.connect()];
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.send(GET);
+        until("the backend has it", || backend.requests().len() == index + 1);
+    }
+    let answer = gateway.get("/api");
+    assert_eq!((answer.status, answer.reason().as_str()), (503, "overloaded"));
+    assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
+    assert_eq!(gateway.get("/health").status, 200, "other paths are served");
+    for client in &mut clients {
+        gate.open();
+        gate.open();
+        assert_eq!(client.response().status, 200);
+    }
+    assert_eq!(gateway.get("/api").status, 200, "what was taken is given back");
+}
+
+#[test]
+fn the_descriptor_limit_crashes_nothing() {
+    let backend = Backend::answering(OK);
+    let mut limited = std::process::Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ringway")]);
+    let gateway = Gateway::start_command(limited, "", &service("api", &[backend.url()], ""));
+    let mut clients: Vec<_> = (0..100).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(GET);
+    }
+    // Some wait in the queue; as places become free, everybody gets an answer. A request for which there is no descriptor
+    // left to reach the backend with is answered too.
+    for mut client in clients {
+        let status = client.response().status;
+        assert!(matches!(status, 200 | 502 | 503), "{status}");
+    }
+    until("the gateway serves again", || gateway.get("/api").status == 200);
+}
+
+#[test]
+fn many_clients_at_once_are_all_served() {
+    let backend = Backend::echo();
+    let gateway = gateway_to(&backend);
+    std::thread::scope(|scope| {
+        for index in 0..32 {
+            let gateway = &gateway;
+            scope.spawn(move || {
+                let mut client = gateway.connect();
+                for request in 0..50 {
+                    client.send(format!("GET /api/{index}/{request} HTTP/1.1\r\nHost: a\r\n\r\n"));
+                    assert_eq!(client.response().text(), format!("GET /{index}/{request} HTTP/1.1\n"));
+                }
+            });
+        }
+    });
+    assert!(backend.connections() <= 32, "{} upstream connections", backend.connections());
+}

@@ -1,0 +1,171 @@
+//! The real binary, started by a test and ended with it.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::client::{Client, Response};
+use super::{DEADLINE, until};
+
+/// Lines that a process writes, as they come.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<(Mutex<Vec<Value>>, Condvar)>);
+
+impl Lines {
+    fn follow(&self, source: impl Read + Send + 'static) {
+        let lines = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(source).lines().map_while(Result::ok) {
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                lines.0.0.lock().expect("no panic").push(value);
+                lines.0.1.notify_all();
+            }
+        });
+    }
+
+    /// The first line that `wanted` accepts, waited for.
+    pub fn wait_for(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + DEADLINE;
+        let mut lines = self.0.0.lock().expect("no panic");
+        loop {
+            if let Some(line) = lines.iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no such line in {lines:#?}");
+            lines = self.0.1.wait_timeout(lines, left).expect("no panic").0;
+        }
+    }
+
+    pub fn all(&self) -> Vec<Value> {
+        self.0.0.lock().expect("no panic").clone()
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    process: Child,
+    pub address: SocketAddr,
+    /// The access log.
+    pub log: Lines,
+    /// The gateway's own events.
+    pub events: Lines,
+}
+
+impl Gateway {
+    /// A gateway with one worker and these tables beside `[server]`.
+    pub fn start(tables: &str) -> Gateway {
+        Gateway::start_with("", tables)
+    }
+
+    /// The same, with further lines in `[server]`.
+    pub fn start_with(server: &str, tables: &str) -> Gateway {
+        Gateway::start_command(Command::new(env!("CARGO_BIN_EXE_ringway")), server, tables)
+    }
+
+    /// The same, by a command that ends up running the binary.
+    pub fn start_command(mut command: Command, server: &str, tables: &str) -> Gateway {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("ringway-e2e-{}-{}.toml", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let mut toml = String::from("[server]\nhost = \"127.0.0.1\"\nport = 0\n");
+        if !server.contains("workers") {
+            toml.push_str("workers = 1\n");
+        }
+        writeln!(toml, "{server}\n{tables}").expect("strings take everything");
+        std::fs::write(&path, toml).expect("a writable folder for temporary files");
+        let mut process = command
+            .args(["run", "--config"])
+            .arg(&path)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let (log, events) = (Lines::default(), Lines::default());
+        log.follow(process.stdout.take().expect("piped"));
+        events.follow(process.stderr.take().expect("piped"));
+        let listening = events.wait_for(|event| event["message"] == "listening");
+        let address = listening["address"].as_str().expect("a string").parse().expect("an address");
+        std::fs::remove_file(path).expect("the file is there");
+        let gateway = Gateway { process, address, log, events };
+        until("the gateway is ready", || gateway.get("/readyz").status == 200);
+        gateway
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// One request on a connection of its own.
+    pub fn send(&self, request: impl AsRef<[u8]>) -> Response {
+        let mut client = self.connect();
+        client.send(request);
+        client.response()
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        // The shell's own `kill`: a command of that name is not everywhere.
+        let status = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &self.pid().to_string()]).status();
+        assert!(status.expect("kill is there").success());
+    }
+
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.process.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < end, "the gateway does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
+    /// The value of a sample in `/metrics`, 0 when it is not there.
+    pub fn metric(&self, sample: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(sample));
+        line.and_then(|line| line.split_whitespace().nth(1)).map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// The access-log line of the request with this id.
+    pub fn logged(&self, request_id: &str) -> Value {
+        self.log.wait_for(|line| line["request_id"] == request_id)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Ended already, in tests of the end.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if thread::panicking() {
+            let events = self.events.0.0.lock().expect("no panic");
+            eprintln!("the gateway said:");
+            events.iter().for_each(|event| eprintln!("  {event}"));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What the tests stand on: the real binary, clients and backends that send exact bytes, and conditions that are awaited.
+
+pub mod backend;
+pub mod client;
+pub mod gateway;
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use backend::Backend;
+pub use client::Client;
+pub use gateway::Gateway;
+
+/// How long anything may take before a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a test watches before it believes that something does not happen.
+pub const QUIET: Duration = Duration::from_millis(250);
+
+/// Waits for a condition.
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `[services.<name>]` with a prefix of the same name, and further lines.
+pub fn service(name: &str, endpoints: &[String], lines: &str) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+    format!("[services.{name}]\nprefix = \"/{name}\"\nendpoints = [{}]\n{lines}\n", endpoints.join(", "))
+}
+
+/// A gateway with one worker and the one service `/api` in front of `backend`.
+pub fn gateway_to(backend: &Backend) -> Gateway {
+    Gateway::start(&service("api", &[backend.url()], ""))
+}
+
+/// Lets a script go on when the test says so: every [`Gate::open`] lets one [`Gate::pass`] through.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<usize>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().expect("no panic") += 1;
+        self.0.1.notify_one();
+    }
+
+    pub fn pass(&self) {
+        let opened = self.0.0.lock().expect("no panic");
+        let (mut opened, _) = self.0.1.wait_timeout_while(opened, DEADLINE, |opened| *opened == 0).expect("no panic");
+        *opened = opened.checked_sub(1).expect("the gate opens in time");
+    }
+}
+
+/// Bytes that tell where in a body they stand: a period that no buffer size divides.
+pub fn pattern(from: u64, length: usize) -> Vec<u8> {
+    const PERIOD: u64 = 65_521;
+    (from..from + length as u64).map(|at| ((at % PERIOD) ^ ((at % PERIOD) >> 8)) as u8).collect()
+}
+
+/// Checks bytes against [`pattern`], however they arrive.
+#[derive(Default)]
+pub struct PatternCheck {
+    at: u64,
+    period: Vec<u8>,
+}
+
+impl PatternCheck {
+    pub fn take(&mut self, bytes: &[u8]) {
+        const PERIOD: usize = 65_521;
+        if self.period.is_empty() {
+            self.period = pattern(0, 2 * PERIOD);
+        }
+        for piece in bytes.chunks(PERIOD) {
+            let start = (self.at % PERIOD as u64) as usize;
+            assert!(piece == &self.period[start..start + piece.len()], "the body differs after byte {}", self.at);
+            self.at += piece.len() as u64;
+        }
+    }
+
+    pub fn length(&self) -> u64 {
+        self.at
+    }
+}

@@ -1,0 +1,96 @@
+//! The layering that `src/lib.rs` promises, read off the source tree.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The Rust files below a folder or module of `src`, each with its text up to its tests.
+fn sources(part: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![root.join(part), root.join(format!("{part}.rs"))];
+    let mut found = Vec::new();
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).expect("a readable folder");
+            files.extend(entries.map(|entry| entry.expect("a readable entry").path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && path.exists() {
+            let is_test = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            let code = text.split("#[cfg(test)]").next().expect("a first part").to_owned();
+            if !is_test {
+                found.push((path, code));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "src/{part} has no Rust file");
+    found
+}
+
+/// No line of code (comments aside) below `part` holds any of `words`.
+fn check_absent(part: &str, words: &[&str]) {
+    for (path, text) in sources(part) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().expect("a first part");
+            for word in words {
+                assert!(!code.contains(word), "{}:{}: {word}: {}", path.display(), number + 1, line.trim());
+            }
+        }
+    }
+}
+
+#[test]
+fn pure_modules_are_pure() {
+    let impure = [
+        "async fn",
+        "async move",
+        ".await",
+        "Instant::now",
+        "SystemTime::now",
+        "std::fs",
+        "io::stdout",
+        "TcpStream",
+        "fastrand",
+        "tokio",
+        "monoio",
+        "crate::proxy",
+        "crate::control",
+        "crate::telemetry",
+        "unsafe",
+    ];
+    for part in ["http", "policy", "traffic"] {
+        check_absent(part, &impure);
+    }
+}
+
+#[test]
+fn the_planes_do_not_know_each_other() {
+    check_absent("proxy", &["crate::control", "tokio", "std::fs", "to_socket_addrs", "ToSocketAddrs"]);
+    check_absent("control", &["crate::proxy", "monoio"]);
+    check_absent("telemetry", &["crate::proxy", "crate::control"]);
+    check_absent("snapshot", &["crate::proxy", "crate::control", "crate::telemetry"]);
+}
+
+#[test]
+fn no_lock_in_the_data_plane() {
+    for part in ["proxy", "http", "policy", "traffic"] {
+        check_absent(
+            part,
+            &["Mutex", "RwLock", "mpsc", "fetch_add", "fetch_sub", "compare_exchange", "println!", "spawn_blocking"],
+        );
+    }
+}
+
+#[test]
+fn unsafe_blocks_name_their_invariant() {
+    let mut blocks = 0;
+    for part in ["proxy", "control", "telemetry", "http", "policy", "traffic", "snapshot", "demo", "main"] {
+        for (path, text) in sources(part) {
+            let lines: Vec<&str> = text.lines().collect();
+            for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
+                let above = &lines[index.saturating_sub(5)..index];
+                assert!(above.iter().any(|line| line.contains("// SAFETY:")), "{}:{}", path.display(), index + 1);
+                blocks += 1;
+            }
+        }
+    }
+    assert!(blocks <= 2, "unsafe code is not to spread: {blocks} blocks");
+}
