@@ -120,6 +120,38 @@ class Bench(contextlib.ExitStack):
         wait_for_port(port)
         return port, process
 
+    def haproxy(self, backend):
+        """HAProxy with one thread that does the same; returns (port, process)."""
+        port = free_port()
+        path = self.write("haproxy.cfg", f"""
+global
+    nbthread 1
+    maxconn 4000
+defaults
+    mode http
+    timeout client 60s
+    timeout server 60s
+    timeout connect 5s
+    option http-keep-alive
+    http-reuse always
+frontend front
+    bind 127.0.0.1:{port}
+    unique-id-format %[uuid()]
+    unique-id-header X-Request-Id
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header X-Forwarded-Proto http
+    http-request replace-path /api/(.*) /\\1
+    http-response set-header X-Request-Id %[unique-id]
+    default_backend back
+backend back
+    option forwardfor
+    server one 127.0.0.1:{backend}
+""")
+        haproxy = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
+        process = self.start([haproxy, "-db", "-q", "-f", path], PROXY_CORE, stderr=subprocess.DEVNULL)
+        wait_for_port(port)
+        return port, process
+
     def ringway(self, endpoint, tables="", name="ringway"):
         """ringway with one worker; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
