@@ -4,11 +4,11 @@
 //!
 //! - [`proxy`]: the data plane's thin IO shell. Accepts, reads, forwards, answers; every await of a request is there.
 //! - [`http`]: bytes to messages and back, pure.
-//! - [`policy`]: what may pass and what is written down about it, pure; one verdict each.
-//! - [`traffic`]: where a request goes, pure: route, balance, retry.
+//! - [`policy`]: what is written down about a request, pure.
+//! - [`traffic`]: where a request goes, pure: path, host, route, balance.
 //! - [`telemetry`]: a worker's counters, their exposition, the way of a log line out of a worker.
 //! - [`snapshot`]: the seam between the planes: what the control plane publishes and every worker reads.
-//! - [`control`]: the control plane, one tokio thread: configuration, name resolution, management endpoints.
+//! - [`control`]: the control plane, one tokio thread: configuration, name resolution, signals, management endpoints.
 //! - [`demo`]: sample backends, for a first look and for tests.
 //!
 //! Invariants, each kept by a test:

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::http::request::MethodSet;
+use crate::http::method::MethodSet;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::RouteTable;
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::http::request::MethodSet;
+use crate::http::method::MethodSet;
 use crate::snapshot::{Address, Endpoint, EndpointId, Limits, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::http::request::MethodSet;
+use crate::http::method::MethodSet;
 use crate::snapshot::{Limits, Logging, Timeouts};
 use crate::traffic::balance::Algorithm;
 

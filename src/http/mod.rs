@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod headers;
+pub mod method;
 pub mod problem;
 pub mod request;
 pub mod response;

@@ -1,7 +1,8 @@
 //! Answers that the gateway makes itself: RFC 9457 problem documents, and small JSON bodies.
 
 use super::headers::{push_decimal, push_field};
-use super::request::{Method, MethodSet, Version};
+use super::method::{Method, MethodSet};
+use super::request::Version;
 use super::response::{push_connection, push_status_line};
 
 /// A problem: status, a stable word for machines, a sentence for people.

@@ -5,7 +5,8 @@
 
 use super::body::Framing;
 use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_decimal, push_field};
-use super::request::{FieldStorage, HEADER_COUNT_MAX, Method, Version};
+use super::method::Method;
+use super::request::{FieldStorage, HEADER_COUNT_MAX, Version};
 use crate::snapshot::Limits;
 
 /// A response head that was understood.

@@ -8,7 +8,7 @@ use super::body::{Decoder, Framing};
 use super::headers::HeadScan;
 use super::request::{self, Forwarding, HEADER_COUNT_MAX, RequestError, Version};
 use super::response::{self, Asked, ResponseError, Returning};
-use crate::http::request::Method;
+use crate::http::method::Method;
 use crate::snapshot::Limits;
 
 const LIMITS: Limits =

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use super::connection::{Client, Next};
 use super::transaction::Transaction;
+use crate::http::method::{Method, MethodSet};
 use crate::http::problem::{self, Addressee, Problem};
-use crate::http::request::{Method, MethodSet};
 use crate::snapshot::Phase;
 
 /// Which of the health endpoints was asked.

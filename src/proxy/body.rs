@@ -123,7 +123,17 @@ impl Upload<'_> {
 
 /// The answer's body, from upstream to client.
 #[derive(Debug)]
-pub struct Download {
+pub struct Download<'a> {
+    /// The request's record; the client's head stands in its scratch's `out`.
+    pub tx: &'a mut Transaction,
+    /// The upstream.
+    pub from: &'a mut Reader,
+    /// The upstream's deadlines.
+    pub from_watch: &'a Watched,
+    /// The client.
+    pub to: &'a mut Writer,
+    /// The client's deadlines.
+    pub to_watch: &'a Watched,
     /// How the body goes to the client.
     pub framing: Framing,
     /// Where in the body the upstream is.
@@ -134,93 +144,73 @@ pub struct Download {
     pub upstream_persistent: bool,
 }
 
-impl Download {
-    /// Sends the head that stands in the scratch's `out`, and with it what of the body came with the upstream's head,
-    /// which ends at `at` in `inbound`; then passes on the rest.
-    #[allow(clippy::too_many_arguments)]
-    pub async fn run(
-        mut self,
-        tx: &mut Transaction,
-        writer: &mut Writer,
-        client_watch: &Watched,
-        reader: &mut Reader,
-        watch: &Watched,
-        mut inbound: Vec<u8>,
-        at: usize,
-    ) -> Result<Ended, Failure> {
+impl Download<'_> {
+    /// Sends the head, and with it what of the body came with the upstream's head, which ends at `at` in `inbound`; then
+    /// passes on the rest.
+    pub async fn run(mut self, mut inbound: Vec<u8>, at: usize) -> Result<Ended, Failure> {
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
         let mut left_over = at + decoded.consumed < inbound.len();
-        self.decoder.push_piece(self.framing, &inbound[at..at + decoded.data], self.with_trailers, &mut tx.scratch.out);
-        tx.bytes_out += decoded.data as u64;
-        tx.answer_begun = true;
-        upstream::pass(tx, writer, client_watch).await?;
+        let first = &inbound[at..at + decoded.data];
+        self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
+        self.tx.bytes_out += decoded.data as u64;
+        self.tx.answer_begun = true;
+        upstream::pass(self.tx, self.to, self.to_watch).await?;
 
         let idle_body =
-            tx.service().map_or(tx.loaded.snapshot.timeouts.idle_body, |(service, _)| service.timeouts.idle_body);
+            self.tx.service().map_or(&self.tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
         let mut buf = inbound;
         while !self.decoder.is_done() {
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
             let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
-            watch.read_until(tx.worker.after(idle_body));
-            let (result, filled) = reader.read_some(buf, room).await;
-            watch.read_done();
+            self.from_watch.read_until(self.tx.worker.after(idle_body));
+            let (result, filled) = self.from.read_some(buf, room).await;
+            self.from_watch.read_done();
             buf = filled;
             let read = match result {
                 Ok(read) if read > 0 => read,
-                Ok(_) if self.decoder.ends_at_close() && !watch.expired() => {
+                Ok(_) if self.decoder.ends_at_close() && !self.from_watch.expired() => {
                     self.decoder = Decoder::new(Framing::None);
                     self.upstream_persistent = false;
                     0
                 }
-                _ => return Err(self.cut(client_watch, watch)),
+                _ if self.from_watch.expired() => return Err(self.cut(Failure::UpstreamTimeout)),
+                _ => return Err(self.cut(Failure::UpstreamCut)),
             };
             let decoded = match self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]) {
                 Ok(decoded) => decoded,
-                Err(error) => {
-                    self.cut(client_watch, watch);
-                    return Err(Failure::UpstreamBody(error));
-                }
+                Err(error) => return Err(self.cut(Failure::UpstreamBody(error))),
             };
             left_over |= CHUNK_OPEN_BYTES + decoded.consumed < buf.len();
             buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
-            tx.bytes_out += decoded.data as u64;
+            self.tx.bytes_out += decoded.data as u64;
             let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
             let end = buf.len();
-            client_watch.write_until(tx.worker.after(idle_body));
-            let (result, written) = writer.write(buf, start, end).await;
-            client_watch.write_done();
+            self.to_watch.write_until(self.tx.worker.after(idle_body));
+            let (result, written) = self.to.write(buf, start, end).await;
+            self.to_watch.write_done();
             buf = written;
             result.map_err(|_| Failure::ClientGone)?;
             // A sender that fills the buffer has much to say.
-            if read == room && !self.decoder.is_done() {
-                buf = self.grow(tx, buf);
+            if read == room && !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
+                self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.large());
             }
         }
-        if tx.scratch.inbound.capacity() == 0 {
-            tx.scratch.inbound = buf;
+        if self.tx.scratch.inbound.capacity() == 0 {
+            self.tx.scratch.inbound = buf;
         } else {
-            tx.worker.buffers.give(buf);
+            self.tx.worker.buffers.give(buf);
         }
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
     }
 
-    /// Swaps the head's buffer for a large one.
-    fn grow(&self, tx: &mut Transaction, buf: Vec<u8>) -> Vec<u8> {
-        if tx.scratch.inbound.capacity() > 0 {
-            return buf;
-        }
-        tx.scratch.inbound = buf;
-        tx.worker.buffers.large()
-    }
-
     /// The body cannot be completed. Where only the end of the connection tells the client that a body is complete, that
     /// end must look different.
-    fn cut(&self, client_watch: &Watched, watch: &Watched) -> Failure {
+    fn cut(&self, failure: Failure) -> Failure {
         if self.framing == Framing::Close {
-            client_watch.reset();
+            self.to_watch.reset();
         }
-        if watch.expired() { Failure::UpstreamTimeout } else { Failure::UpstreamCut }
+        failure
     }
 }
 

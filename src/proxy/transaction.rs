@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::pool::EndpointState;
 use super::worker::{Loaded, ServiceState, Worker};
-use crate::http::request::{Method, RequestHead, Version};
+use crate::http::method::Method;
+use crate::http::request::{RequestHead, Version};
 use crate::policy::access_log::AccessRecord;
 use crate::snapshot::{Endpoint, RouteId, Service};
 

@@ -299,12 +299,17 @@ async fn receive_from(
         return Ok(Ended::Switched);
     }
     let download = Download {
+        tx,
+        from: reader,
+        from_watch: watch,
+        to: writer,
+        to_watch: client_watch,
         framing: answer.framing,
         decoder: Decoder::new(answer.upstream_framing),
         with_trailers: plan.accepts_trailers,
         upstream_persistent: answer.upstream_persistent,
     };
-    download.run(tx, writer, client_watch, reader, watch, inbound, end).await
+    download.run(inbound, end).await
 }
 
 /// What [`render`] read out of an upstream's head.

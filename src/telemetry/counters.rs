@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::http::request::Method;
+use crate::http::method::Method;
 use crate::snapshot::{EndpointId, RouteId};
 
 /// What the counters count, the same for every worker.

@@ -261,7 +261,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::http::request::Method;
+    use crate::http::method::Method;
 
     fn rendered(format: Format) -> String {
         let shape = Shape { enabled: true, buckets: vec![0.001, 0.5], max_series: 100 };

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::http::request::{Method, MethodSet};
+use crate::http::method::{Method, MethodSet};
 use crate::snapshot::{Limits, Timeouts};
 use crate::traffic::balance::Algorithm;
 

@@ -8,7 +8,7 @@ mod sources;
 
 use std::time::Duration;
 
-use crate::http::request::{Method, MethodSet};
+use crate::http::method::{Method, MethodSet};
 use crate::snapshot::LogFormat;
 use crate::traffic::balance::Algorithm;
 
