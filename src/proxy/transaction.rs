@@ -50,6 +50,9 @@ impl Scratch {
     }
 }
 
+/// Workspaces kept for reuse; more than that are freed after a burst.
+const FREE_MAX: usize = 512;
+
 /// A buffer that grew beyond this is freed rather than kept.
 const SCRATCH_BYTES_MAX: usize = 128 * 1024;
 
@@ -267,7 +270,10 @@ impl Drop for Transaction {
         let is_whole = |buf: &Vec<u8>| buf.capacity() > 0 && buf.capacity() <= SCRATCH_BYTES_MAX;
         if is_whole(&scratch.out) && is_whole(&scratch.inbound) {
             scratch.clear();
-            self.worker.scratches.borrow_mut().push(scratch);
+            let mut free = self.worker.scratches.borrow_mut();
+            if free.len() < FREE_MAX {
+                free.push(scratch);
+            }
         }
     }
 }
