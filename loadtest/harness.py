@@ -17,6 +17,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.join(ROOT, "target", "release", "ringway")
 PROXY_CORE, LOAD_CORE = "0", "1"
+ANSWER = "pong" * 26 + "."  # and a line end: 106 bytes
 
 
 def need(commands):
@@ -94,12 +95,12 @@ class Bench(contextlib.ExitStack):
         return process
 
     def backend(self):
-        """An nginx that answers 106 bytes in all; returns its port."""
+        """An nginx whose answers have a body of 106 bytes, ANSWER; returns its port."""
         port = free_port()
         self.nginx("backend", LOAD_CORE, f"""
             server_tokens off;
             server {{ listen 127.0.0.1:{port} backlog=8192;
-                     location / {{ default_type text/plain; return 200 "pong\\n"; }} }}""")
+                     location / {{ default_type text/plain; return 200 "{ANSWER}\\n"; }} }}""")
         wait_for_port(port)
         return port
 
