@@ -114,7 +114,9 @@ impl Upload<'_> {
             Ok(()) => Ok(buf),
             Err(_) if self.to_watch.expired() => Err(Failure::UpstreamTimeout),
             Err(_) => {
-                self.to_watch.read_until(self.worker.after(self.response_header));
+                if !self.shared.head_seen.get() {
+                    self.to_watch.read_until(self.worker.after(self.response_header));
+                }
                 std::future::pending().await
             }
         }

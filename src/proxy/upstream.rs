@@ -222,7 +222,11 @@ async fn duplex(
     };
     plan.body = body;
     tx.bytes_in = received.get();
-    result
+    // The body's last piece may have been read and not written yet: such a connection is in the middle of a request.
+    result.map(|ended| match ended {
+        Ended::Complete { reusable } => Ended::Complete { reusable: reusable && shared.upload_done.get() },
+        Ended::Switched => Ended::Switched,
+    })
 }
 
 async fn receive(
@@ -282,8 +286,8 @@ async fn receive_from(
         match result {
             Ok(read) if read > 0 => {}
             _ if watch.expired() => return Err(Failure::UpstreamTimeout),
-            Ok(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty(), reset: false }),
-            Err(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty(), reset: true }),
+            Ok(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty() && interim == 0, reset: false }),
+            Err(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty() && interim == 0, reset: true }),
         }
     };
     shared.head_seen.set(true);
