@@ -16,7 +16,7 @@ use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
 use ringway::control::{admin, build, resolve, thread as control};
 use ringway::demo;
 use ringway::proxy::worker::Parts;
-use ringway::proxy::{accept, runtime};
+use ringway::proxy::{accept, descriptors, runtime};
 use ringway::snapshot::{Phase, Seam};
 use ringway::telemetry::counters::{Counters, Shape};
 use ringway::telemetry::exposition::{Exposition, WorkerInfo};
@@ -150,6 +150,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
         io::stderr().is_terminal(),
     );
     let workers = worker_count(config.server.workers);
+    let connections_max = connections_max(config.server.max_connections_per_worker, workers);
     let address = SocketAddr::new(config.server.host, config.server.port);
     let listeners = accept::bind(address, workers, config.server.backlog).with_context(|| {
         format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
@@ -182,7 +183,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
             seam: Arc::clone(&seam),
             counters: Arc::clone(&counters[index]),
             log,
-            connections_max: config.server.max_connections_per_worker,
+            connections_max,
         };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let driver = match config.server.driver {
@@ -257,6 +258,22 @@ fn worker_count(workers: Workers) -> usize {
             by_affinity.min(by_quota).max(1)
         }
     }
+}
+
+/// How many clients each worker takes: what is `configured`, or what the descriptor limit allows.
+fn connections_max(configured: u32, workers: usize) -> u32 {
+    let descriptors = descriptors::raise_limit();
+    let possible = descriptors::clients_per_worker(descriptors, workers);
+    if possible < configured {
+        tracing::warn!(
+            descriptors,
+            configured,
+            possible,
+            "the limit on open files allows fewer client connections a worker than server.max_connections_per_worker; \
+             raise it (LimitNOFILE in systemd, ulimit -n)"
+        );
+    }
+    possible.min(configured)
 }
 
 /// Where a gateway with this working directory and environment answers `/health`.

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket as RawSocket, Type};
 
 use super::connection::{self, Client, Counted};
 use super::socket::Socket;
-use super::watch::TICK;
+use super::watch::{Side, TICK};
 use super::worker::Worker;
 use crate::snapshot::Phase;
 
@@ -90,7 +90,7 @@ impl Acceptor {
             match self.listener.cancelable_accept(handle).await {
                 Ok((stream, peer)) => {
                     worker.counters.connections_accepted.add(1);
-                    let socket = Socket::tcp(stream, &worker.registry);
+                    let socket = Socket::tcp(stream, &worker.registry, Side::Client);
                     // Counted here, not when the task first runs: the next accept depends on it.
                     let counted = Counted::new(worker);
                     let client = Box::new(Client { socket, peer: Some(peer.ip().to_canonical()) });

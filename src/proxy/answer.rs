@@ -103,10 +103,8 @@ async fn send(
     tx.answer_begun = true;
     let head_end = memchr::memmem::find(&out, b"\r\n\r\n").map_or(out.len(), |at| at + 4);
     tx.bytes_out += (out.len() - head_end) as u64;
-    let timeout = tx.loaded.snapshot.timeouts.idle_body;
-    client.socket.watch.write_until(tx.worker.after(timeout));
-    let (result, out) = client.socket.writer.write_all(out).await;
-    client.socket.watch.write_done();
+    let patience = tx.worker.patience(&client.socket.watch, tx.loaded.snapshot.timeouts.idle_body);
+    let (result, out) = client.socket.writer.write_all(out, patience).await;
     tx.scratch.out = out;
     match result {
         Err(_) => Next::Close,

@@ -7,6 +7,8 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use monoio::io::{CancelHandle, Canceller};
+
 use super::failure::Failure;
 use super::socket::{Reader, Writer};
 use super::transaction::Transaction;
@@ -25,17 +27,26 @@ pub struct Shared {
     pub upload_done: Cell<bool>,
     /// The final head of the answer has come.
     pub head_seen: Cell<bool>,
+    /// Something of the body has been read that did not come with the head.
+    pub body_touched: Cell<bool>,
+    /// The client waits for the upstream's word to send its body, and neither has spoken.
+    pub awaits_continue: Cell<bool>,
 }
 
 impl Shared {
-    /// For an exchange whose request is `upload_done` already, or not.
-    pub fn new(upload_done: bool) -> Shared {
-        Shared { upload_done: Cell::new(upload_done), head_seen: Cell::new(false) }
+    /// For an exchange whose request is `upload_done` already or not, and with `Expect: 100-continue` or without.
+    pub fn new(upload_done: bool, expects_continue: bool) -> Shared {
+        Shared {
+            upload_done: Cell::new(upload_done),
+            head_seen: Cell::new(false),
+            body_touched: Cell::new(false),
+            awaits_continue: Cell::new(expects_continue),
+        }
     }
 }
 
 /// The request's body, from client to upstream.
-#[derive(Debug)]
+#[allow(missing_debug_implementations)]
 pub struct Upload<'a> {
     /// The worker.
     pub worker: &'a Worker,
@@ -59,6 +70,8 @@ pub struct Upload<'a> {
     pub leftover: &'a mut Vec<u8>,
     /// Tells the other direction.
     pub shared: &'a Shared,
+    /// Cancels the first read, where the request may have to be sent again.
+    pub first_read: Option<CancelHandle>,
     /// `timeouts.idle_body`.
     pub idle_body: Duration,
     /// `timeouts.response_header`.
@@ -90,13 +103,18 @@ impl Upload<'_> {
             Some(remaining) => room.min(usize::try_from(remaining).unwrap_or(room)),
             None => room.min(8 * 1024),
         };
-        self.from_watch.read_until(self.worker.after(self.idle_body));
-        let (result, mut buf) = self.from.read_some(buf, most).await;
+        self.set_deadline();
+        let (result, mut buf) = match self.first_read.take() {
+            Some(handle) => self.from.read_some_cancelable(buf, most, handle).await,
+            None => self.from.read_some(buf, most).await,
+        };
         self.from_watch.read_done();
-        match result {
-            Ok(read) if read > 0 => {}
-            _ if self.from_watch.read_expired() => return Err(Failure::ClientTimeout),
-            _ => return Err(Failure::ClientGone),
+        if !matches!(result, Ok(read) if read > 0) {
+            return Err(self.from_watch.ending(Failure::ClientGone));
+        }
+        self.shared.body_touched.set(true);
+        if self.shared.awaits_continue.replace(false) && !self.shared.head_seen.get() {
+            self.to_watch.read_done();
         }
         let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::ClientBody)?;
         self.leftover.extend_from_slice(&buf[CHUNK_OPEN_BYTES + decoded.consumed..]);
@@ -107,18 +125,30 @@ impl Upload<'_> {
         buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
         let start = close_piece(self.framing, self.decoder, true, &mut buf);
         let end = buf.len();
-        self.to_watch.write_until(self.worker.after(self.idle_body));
-        let (result, buf) = self.to.write(buf, start, end).await;
-        self.to_watch.write_done();
+        let patience = self.worker.patience(self.to_watch, self.idle_body);
+        let (result, buf) = self.to.write(buf, start, end, patience).await;
         match result {
             Ok(()) => Ok(buf),
-            Err(_) if self.to_watch.expired() => Err(Failure::UpstreamTimeout),
+            Err(_) if self.to_watch.expired() || self.to_watch.stopped() => {
+                Err(self.to_watch.ending(Failure::UpstreamTimeout))
+            }
             Err(_) => {
                 if !self.shared.head_seen.get() {
                     self.to_watch.read_until(self.worker.after(self.response_header));
                 }
                 std::future::pending().await
             }
+        }
+    }
+
+    /// Whose turn it is: the client's, unless it waits for the upstream's 100, or the answer's head has come already.
+    fn set_deadline(&self) {
+        if self.shared.head_seen.get() {
+            self.from_watch.read_done();
+        } else if self.shared.awaits_continue.get() {
+            self.to_watch.read_until(self.worker.after(self.response_header));
+        } else {
+            self.from_watch.read_until(self.worker.after(self.idle_body));
         }
     }
 }
@@ -166,33 +196,29 @@ impl Download<'_> {
             buf.resize(CHUNK_OPEN_BYTES, 0);
             let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
             self.from_watch.read_until(self.tx.worker.after(idle_body));
+            self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read_some(buf, room).await;
             self.from_watch.read_done();
             buf = filled;
             let read = match result {
                 Ok(read) if read > 0 => read,
-                Ok(_) if self.decoder.ends_at_close() && !self.from_watch.expired() => {
+                Ok(_) if self.decoder.ends_at_close() && !self.was_ended() => {
                     self.decoder = Decoder::new(Framing::None);
                     self.upstream_persistent = false;
                     0
                 }
-                _ if self.from_watch.expired() => return Err(self.cut(Failure::UpstreamTimeout)),
-                _ => return Err(self.cut(Failure::UpstreamCut)),
+                _ => return Err(self.from_watch.ending(Failure::UpstreamCut)),
             };
-            let decoded = match self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]) {
-                Ok(decoded) => decoded,
-                Err(error) => return Err(self.cut(Failure::UpstreamBody(error))),
-            };
+            let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::UpstreamBody)?;
             left_over |= CHUNK_OPEN_BYTES + decoded.consumed < buf.len();
             buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
             self.tx.bytes_out += decoded.data as u64;
             let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
             let end = buf.len();
-            self.to_watch.write_until(self.tx.worker.after(idle_body));
-            let (result, written) = self.to.write(buf, start, end).await;
-            self.to_watch.write_done();
+            let patience = self.tx.worker.patience(self.to_watch, idle_body);
+            let (result, written) = self.to.write(buf, start, end, patience).await;
             buf = written;
-            result.map_err(|_| Failure::ClientGone)?;
+            result.map_err(|_| self.to_watch.ending(Failure::ClientGone))?;
             // A sender that fills the buffer has much to say.
             if read == room && !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
                 self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.large());
@@ -206,13 +232,9 @@ impl Download<'_> {
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
     }
 
-    /// The body cannot be completed. Where only the end of the connection tells the client that a body is complete, that
-    /// end must look different.
-    fn cut(&self, failure: Failure) -> Failure {
-        if self.framing == Framing::Close {
-            self.to_watch.reset();
-        }
-        failure
+    /// Whether the end of the upstream's stream is the gateway's own doing.
+    fn was_ended(&self) -> bool {
+        self.from_watch.expired() || self.from_watch.stopped() || self.to_watch.peer_gone()
     }
 }
 
@@ -237,21 +259,40 @@ fn close_piece(framing: Framing, decoder: &Decoder, with_trailers: bool, buf: &m
 
 /// Runs both directions until the answer is complete, or the client's side fails. An upload that is done is not waited for,
 /// and one that is not is dropped with the answer's end: the upstream did not want the rest.
+///
+/// When the upstream turns out to have been gone before anything of the body was read, the read that is under way is
+/// cancelled with `first_read` and waited for, so that a second attempt finds the body whole.
 pub async fn run_both(
     upload: impl Future<Output = Result<(), Failure>>,
     answer: impl Future<Output = Result<Ended, Failure>>,
+    shared: &Shared,
+    mut first_read: Option<Canceller>,
 ) -> Result<Ended, Failure> {
     let mut upload = pin!(upload);
     let mut answer = pin!(answer);
     let mut uploading = true;
+    let mut gone = None;
     poll_fn(|cx| {
         if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
             uploading = false;
             if let Err(failure) = result {
-                return Poll::Ready(Err(failure));
+                return Poll::Ready(Err(gone.unwrap_or(failure)));
             }
         }
-        answer.as_mut().poll(cx)
+        if let Some(failure) = gone {
+            return if shared.body_touched.get() { Poll::Ready(Err(failure)) } else { Poll::Pending };
+        }
+        let result = answer.as_mut().poll(cx);
+        if let Poll::Ready(Err(failure @ Failure::UpstreamClosed { silent: true, .. })) = result
+            && uploading
+            && !shared.body_touched.get()
+            && let Some(read) = first_read.take()
+        {
+            read.cancel();
+            gone = Some(failure);
+            return Poll::Pending;
+        }
+        result
     })
     .await
 }

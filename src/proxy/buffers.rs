@@ -7,15 +7,20 @@ use std::cell::{Cell, RefCell};
 /// What an idle connection reads into once [`IDLE_FULL_MAX`] others already wait with a whole buffer.
 const SMALL_BYTES: usize = 512;
 
-/// A buffer for the body of a message that does not fit in one read.
-const LARGE_BYTES: usize = 64 * 1024;
+/// A buffer for the body of a message that does not fit in one read: 64 KiB of it with a chunk's head and tail. No head's
+/// buffer has this size.
+const LARGE_BYTES: usize = 64 * 1024 + CHUNK_FRAME_BYTES;
+const CHUNK_FRAME_BYTES: usize = 32;
 
 /// So many connections may wait for their next request with a whole buffer, which spares them a second read for a head
 /// over [`SMALL_BYTES`]. The others wait with a small one, so that an idle connection costs little.
 const IDLE_FULL_MAX: usize = 96;
 
-/// Free buffers kept for reuse.
+/// Free small and head buffers kept for reuse.
 const FREE_MAX: usize = 1024;
+
+/// Free large buffers kept for reuse: 4 MiB.
+const LARGE_FREE_MAX: usize = 64;
 
 /// The free buffers of a worker.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ impl Buffers {
             self.idle_full.set(self.idle_full.get() + 1);
             return self.head();
         }
-        take(&self.small, SMALL_BYTES)
+        self.small()
     }
 
     /// The wait that `buf` was borrowed for with [`Buffers::idle`] is over.
@@ -53,6 +58,27 @@ impl Buffers {
         if buf.capacity() >= self.head_bytes {
             self.idle_full.set(self.idle_full.get().saturating_sub(1));
         }
+    }
+
+    /// A buffer for what may never come.
+    pub fn small(&self) -> Vec<u8> {
+        take(&self.small, SMALL_BYTES)
+    }
+
+    /// An empty buffer for the next read, after `buf` was read into: the next larger where that was full, a small one where
+    /// little came.
+    pub fn fitting(&self, mut buf: Vec<u8>) -> Vec<u8> {
+        let next = match (buf.len(), buf.capacity()) {
+            (read, capacity) if read == capacity && capacity < self.head_bytes => self.head(),
+            (read, capacity) if read == capacity && capacity < LARGE_BYTES => self.large(),
+            (read, capacity) if read <= SMALL_BYTES && capacity > SMALL_BYTES => self.small(),
+            _ => {
+                buf.clear();
+                return buf;
+            }
+        };
+        self.give(buf);
+        next
     }
 
     /// A buffer that holds a whole head.
@@ -68,15 +94,15 @@ impl Buffers {
     /// Takes a buffer back.
     pub fn give(&self, mut buf: Vec<u8>) {
         buf.clear();
-        let shelf = match buf.capacity() {
-            SMALL_BYTES => &self.small,
-            LARGE_BYTES => &self.large,
-            capacity if capacity == self.head_bytes => &self.head,
+        let (shelf, most) = match buf.capacity() {
+            SMALL_BYTES => (&self.small, FREE_MAX),
+            LARGE_BYTES => (&self.large, LARGE_FREE_MAX),
+            capacity if capacity == self.head_bytes => (&self.head, FREE_MAX),
             // One that was taken by an operation, or grew.
             _ => return,
         };
         let mut shelf = shelf.borrow_mut();
-        if shelf.len() < FREE_MAX {
+        if shelf.len() < most {
             shelf.push(buf);
         }
     }

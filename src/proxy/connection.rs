@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use super::failure::HEAD_TIMEOUT;
 use super::lane::Job;
 use super::socket::Socket;
+use super::watch::Millis;
 use super::worker::Worker;
 use crate::http::headers::HeadScan;
 use crate::http::problem::Problem;
@@ -103,22 +104,17 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
 async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arrival {
     let loaded = worker.loaded();
     let snapshot = &loaded.snapshot;
-    let watch = &client.socket.watch;
-    if buf.is_empty() {
-        worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
-        watch.idle(worker.now());
-        watch.read_until(worker.after(snapshot.timeouts.keepalive_idle));
-        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
-        *buf = filled;
-        worker.buffers.idle_over(buf);
-        if !matches!(result, Ok(read) if read > 0) {
+    let idle_until = worker.after(snapshot.timeouts.keepalive_idle);
+    let mut skip = request::leading_empty_lines(buf);
+    // A stray empty line is no request yet (RFC 9112, section 2.2).
+    while skip == buf.len() {
+        if !first_bytes(worker, client, buf, idle_until).await {
             return Arrival::Nothing;
         }
-        worker.set_now(Instant::now());
+        skip = request::leading_empty_lines(buf);
     }
-    watch.busy();
+    let watch = &client.socket.watch;
     let deadline = worker.after(snapshot.timeouts.header_read);
-    let mut skip = request::leading_empty_lines(buf);
     let mut scan = HeadScan::from(skip);
     loop {
         match request::find_end(buf, skip, &mut scan, &snapshot.limits) {
@@ -137,7 +133,7 @@ async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arr
         let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
         *buf = filled;
         if !matches!(result, Ok(read) if read > 0) {
-            return match watch.read_expired() {
+            return match watch.read_expired() && skip < buf.len() {
                 true => Arrival::Head(Err(HEAD_TIMEOUT)),
                 false => Arrival::Nothing,
             };
@@ -147,6 +143,25 @@ async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arr
             skip = request::leading_empty_lines(buf);
             scan = HeadScan::from(skip);
         }
+    }
+}
+
+/// Waits, until `idle_until`, for something of the next request; whether there will be one.
+async fn first_bytes(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>, idle_until: Millis) -> bool {
+    let watch = &client.socket.watch;
+    worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
+    watch.idle(worker.now());
+    watch.read_until(idle_until);
+    let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
+    *buf = filled;
+    worker.buffers.idle_over(buf);
+    watch.busy();
+    worker.set_now(Instant::now());
+    match result {
+        Ok(read) if read > 0 => true,
+        // The sweep of a drain ends a connection that it finds idle; a request may have come since.
+        Ok(_) if worker.is_draining() => client.socket.read_ready(buf),
+        _ => false,
     }
 }
 

@@ -33,8 +33,14 @@ pub enum Failure {
     ClientBody(BodyError),
     /// The client's body is longer than `limits.body_bytes`.
     BodyTooLarge,
-    /// The client closed the connection, or takes nothing any more.
+    /// The client closed the connection.
     ClientGone,
+    /// The client takes nothing of its answer any more.
+    ClientStalled,
+    /// The host has no descriptor, port or memory left for a connection to the upstream.
+    Exhausted,
+    /// The drain's time was over.
+    Stopped,
 }
 
 impl Failure {
@@ -63,7 +69,9 @@ impl Failure {
             }
             Failure::ClientBody(_) => MALFORMED_BODY,
             Failure::BodyTooLarge => BODY_TOO_LARGE,
-            Failure::ClientGone => return None,
+            Failure::Exhausted => OVERLOADED,
+            Failure::Stopped => STOPPED,
+            Failure::ClientGone | Failure::ClientStalled => return None,
         })
     }
 
@@ -71,7 +79,9 @@ impl Failure {
     pub fn word(self) -> &'static str {
         match self {
             Failure::ClientGone => "client_gone",
+            Failure::ClientStalled => "client_stalled",
             Failure::UpstreamCut => "upstream_cut",
+            Failure::Stopped => "drain_timeout",
             _ => self.problem().map_or("client_gone", |problem| problem.reason),
         }
     }
@@ -101,9 +111,13 @@ pub const NO_ENDPOINT: Problem =
     Problem::new(503, "no_healthy_endpoint", "No instance of the service is available. Try again later.")
         .retry_after(1);
 
-/// 503: too many requests in flight.
+/// 503: too many requests in flight, or no descriptor for another connection.
 pub const OVERLOADED: Problem =
     Problem::new(503, "overloaded", "The service has too many requests under way. Try again later.").retry_after(1);
+
+/// 503: the gateway goes down, and the request could not be finished in `server.drain_timeout`.
+const STOPPED: Problem =
+    Problem::new(503, "draining", "The gateway is going down. Send the request again.").retry_after(1);
 
 /// 408: the head.
 pub const HEAD_TIMEOUT: Problem =

@@ -9,12 +9,14 @@
 //! - [`upstream`]: the exchange with an endpoint; [`body`]: the bodies both ways; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
 //! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`]: its parts.
+//! - [`descriptors`]: how many connections there can be.
 
 pub mod accept;
 pub mod answer;
 pub mod body;
 pub mod buffers;
 pub mod connection;
+pub mod descriptors;
 pub mod failure;
 pub mod lane;
 pub mod pipeline;

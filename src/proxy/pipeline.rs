@@ -95,6 +95,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
                 body,
                 is_idempotent: head.method.is_idempotent(),
                 accepts_trailers: head.accepts_trailers,
+                expects_continue: head.expects_continue,
             })
         }
         Err(verdict) => {

@@ -16,6 +16,7 @@ pub const IDLE_MAX: usize = 512;
 pub struct EndpointState {
     idle: RefCell<Vec<Idle>>,
     in_flight: Cell<u32>,
+    retired: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -33,9 +34,8 @@ impl EndpointState {
     /// Keeps a connection whose exchange was complete and clean.
     pub fn give(&self, socket: Socket, now: Millis) {
         socket.watch.read_done();
-        socket.watch.write_done();
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < IDLE_MAX {
+        if idle.len() < IDLE_MAX && !self.retired.get() {
             idle.push(Idle { socket, since: now });
         }
     }
@@ -52,9 +52,16 @@ impl EndpointState {
         closed
     }
 
-    /// How many idle connections there are.
-    pub fn idle_len(&self) -> usize {
-        self.idle.borrow().len()
+    /// Whether the current snapshot has left the endpoint out: then it keeps no idle connections.
+    pub fn retire(&self, retired: bool) {
+        self.retired.set(retired);
+    }
+
+    /// Closes the idle connections of an endpoint that was left out.
+    pub fn close_if_retired(&self) {
+        if self.retired.get() {
+            self.idle.borrow_mut().clear();
+        }
     }
 
     /// How many requests this worker has under way to the endpoint.

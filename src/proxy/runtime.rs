@@ -8,7 +8,7 @@ use std::rc::Rc;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
 use super::accept::Acceptor;
-use super::watch::TICK;
+use super::watch::{Registry, TICK};
 use super::worker::{Parts, Worker};
 use crate::snapshot::Phase;
 
@@ -27,8 +27,9 @@ pub enum Driver {
 /// Submission queue entries of a ring.
 const RING_ENTRIES: u32 = 1024;
 
-/// Connections that are cut when the drain's time is over get so many ticks to finish their books.
-const CUT_TICKS: u32 = 20;
+/// Requests that are cut off when the drain's time is over get so many ticks to say so, and then as many to finish their
+/// books.
+const CUT_TICKS: u32 = 10;
 
 /// A name for a set of ring flags, and what sets them.
 type Rung = (&'static str, fn(&mut io_uring::Builder));
@@ -130,13 +131,15 @@ async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Res
             return Ok(());
         }
     }
-    worker.registry.shut_all();
-    for _ in 0..CUT_TICKS {
-        if worker.connections() == 0 {
-            break;
+    for end in [Registry::stop, Registry::reset_all] {
+        end(&worker.registry);
+        for _ in 0..CUT_TICKS {
+            if worker.connections() == 0 {
+                return Ok(());
+            }
+            monoio::time::sleep(TICK).await;
+            worker.tick();
         }
-        monoio::time::sleep(TICK).await;
-        worker.tick();
     }
     Ok(())
 }

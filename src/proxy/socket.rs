@@ -8,10 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
 use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::io::{
+    AsyncReadRent, AsyncWriteRent, CancelHandle, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf, Splitable,
+};
 use monoio::net::{TcpStream, UnixStream};
 
-use super::watch::{Registry, Watched};
+use super::watch::{Patience, Registry, Side, Watched};
 
 /// A connected stream.
 #[derive(Debug)]
@@ -43,17 +45,22 @@ pub enum Writer {
 
 impl Socket {
     /// A TCP stream.
-    pub fn tcp(stream: TcpStream, registry: &Rc<Registry>) -> Socket {
+    pub fn tcp(stream: TcpStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket { watch: Watched::new(registry, fd), reader: Reader::Tcp(reader), writer: Writer::Tcp(writer), fd }
+        Socket { watch: Watched::new(registry, fd, side), reader: Reader::Tcp(reader), writer: Writer::Tcp(writer), fd }
     }
 
     /// A Unix stream.
-    pub fn unix(stream: UnixStream, registry: &Rc<Registry>) -> Socket {
+    pub fn unix(stream: UnixStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket { watch: Watched::new(registry, fd), reader: Reader::Unix(reader), writer: Writer::Unix(writer), fd }
+        Socket {
+            watch: Watched::new(registry, fd, side),
+            reader: Reader::Unix(reader),
+            writer: Writer::Unix(writer),
+            fd,
+        }
     }
 
     /// Whether an idle connection is still good: open, and nothing to be read from it.
@@ -61,6 +68,13 @@ impl Socket {
         let mut byte = [0u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Appends to `buf` what has come already, without waiting; whether it was anything.
+    pub fn read_ready(&self, buf: &mut Vec<u8>) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        let room = rustix::buffer::spare_capacity(buf);
+        matches!(rustix::net::recv(borrow(self.fd), room, flags), Ok((read, _)) if read > 0)
     }
 
     /// Whether the peer has certainly not seen any of the last `sent` bytes, so that sending them again elsewhere cannot do
@@ -97,12 +111,39 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// The same as [`Reader::read_some`], but it can be cancelled without losing a byte: it then ends with an error, unless
+    /// something had come before.
+    pub async fn read_some_cancelable(
+        &mut self,
+        buf: Vec<u8>,
+        most: usize,
+        handle: CancelHandle,
+    ) -> (io::Result<usize>, Vec<u8>) {
+        let start = buf.len();
+        let end = buf.capacity().min(start.saturating_add(most));
+        let slice = buf.slice_mut(start..end);
+        let (result, slice) = match self {
+            Reader::Tcp(half) => half.cancelable_read(slice, handle).await,
+            Reader::Unix(half) => half.cancelable_read(slice, handle).await,
+        };
+        (result, slice.into_inner())
+    }
+}
+
 impl Writer {
     /// Sends `buf[from..to]`, all of it.
-    pub async fn write(&mut self, mut buf: Vec<u8>, from: usize, to: usize) -> (Result<(), WriteError>, Vec<u8>) {
+    pub async fn write(
+        &mut self,
+        mut buf: Vec<u8>,
+        from: usize,
+        to: usize,
+        patience: Patience<'_>,
+    ) -> (Result<(), WriteError>, Vec<u8>) {
         let start = from;
         let mut from = from;
         while from < to {
+            patience.renew();
             let slice = buf.slice(from..to);
             let (result, slice) = match self {
                 Writer::Tcp(half) => half.write(slice).await,
@@ -110,19 +151,19 @@ impl Writer {
             };
             buf = slice.into_inner();
             match result {
-                Ok(0) => return (Err(WriteError { written: from - start }), buf),
-                Ok(written) => from += written,
+                Ok(written) if written > 0 => from += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return (Err(WriteError { written: from - start }), buf),
+                Ok(_) | Err(_) => break,
             }
         }
-        (Ok(()), buf)
+        patience.done();
+        (if from < to { Err(WriteError { written: from - start }) } else { Ok(()) }, buf)
     }
 
     /// Sends all of `buf`.
-    pub async fn write_all(&mut self, buf: Vec<u8>) -> (Result<(), WriteError>, Vec<u8>) {
+    pub async fn write_all(&mut self, buf: Vec<u8>, patience: Patience<'_>) -> (Result<(), WriteError>, Vec<u8>) {
         let to = buf.len();
-        self.write(buf, 0, to).await
+        self.write(buf, 0, to, patience).await
     }
 
     /// Tells the peer that no more will come.
@@ -179,7 +220,7 @@ pub fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
 
 /// How many bytes of what was written the peer's kernel has not acknowledged (tcp(7), SIOCOUTQ).
 #[allow(unsafe_code)]
-fn unacknowledged(fd: RawFd) -> Option<usize> {
+pub fn unacknowledged(fd: RawFd) -> Option<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int through the pointer, which is valid for the call.
     let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &mut bytes) };
@@ -202,10 +243,12 @@ mod tests {
         runtime.block_on(async {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
             let stream = TcpStream::connect_addr(listener.local_addr().expect("bound")).await.expect("a listener");
-            let mut socket = Socket::tcp(stream, &Rc::default());
+            let mut socket = Socket::tcp(stream, &Rc::default(), Side::Upstream);
             let mut peer = Some(listener.accept().expect("a connection").0);
             before(&mut peer);
-            let (written, _) = socket.writer.write_all(REQUEST.to_vec()).await;
+            let now = std::cell::Cell::new(0);
+            let patience = Patience::new(&socket.watch, &now, Duration::MAX);
+            let (written, _) = socket.writer.write_all(REQUEST.to_vec(), patience).await;
             assert_eq!(written, Ok(()));
             after(&mut peer);
             let (read, _) = socket.reader.read(Vec::with_capacity(16)).await;

@@ -84,6 +84,8 @@ pub struct Transaction {
     pub status: u16,
     /// Whether a byte of the answer may have reached the client, so that no other answer can be given.
     pub answer_begun: bool,
+    /// Whether only the connection's end tells the client that it has the whole answer.
+    pub ends_at_close: bool,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -121,6 +123,7 @@ impl Transaction {
             route: RouteId::NONE,
             status: 0,
             answer_begun: false,
+            ends_at_close: false,
             bytes_in: 0,
             bytes_out: 0,
             retries: 0,

@@ -29,19 +29,23 @@ pub async fn run(
         client: &client.socket.watch,
         upstream: &upstream.watch,
         idle,
+        writing: Cell::new(0),
         broken: Cell::new(false),
     };
     let (bytes_in, bytes_out) = (Cell::new(0), Cell::new(0));
     {
         let first = std::mem::take(leftover);
-        let up = both.carry(first, &mut client.socket.reader, &mut upstream.writer, &bytes_in);
+        let up = both.carry(first, &mut client.socket.reader, (&mut upstream.writer, &upstream.watch), &bytes_in);
         let first = std::mem::take(&mut tx.scratch.inbound);
-        let down = both.carry(first, &mut upstream.reader, &mut client.socket.writer, &bytes_out);
+        let down =
+            both.carry(first, &mut upstream.reader, (&mut client.socket.writer, &client.socket.watch), &bytes_out);
         join(up, down).await;
     }
     tx.bytes_in += bytes_in.get();
     tx.bytes_out += bytes_out.get();
-    if !both.broken.get() && (client.socket.watch.expired() || upstream.watch.expired()) {
+    if client.socket.watch.stopped() {
+        tx.error = Some(Failure::Stopped.word());
+    } else if !both.broken.get() && (client.socket.watch.expired() || upstream.watch.expired()) {
         tx.error = Some("tunnel_idle");
     }
     Ok(Next::Close)
@@ -53,28 +57,34 @@ struct Both<'a> {
     client: &'a Watched,
     upstream: &'a Watched,
     idle: Duration,
+    /// How many of the two directions are writing.
+    writing: Cell<u32>,
     broken: Cell<bool>,
 }
 
 impl Both<'_> {
-    /// One direction: until its end, which is passed on as such, or until either side breaks, which ends the other too.
-    async fn carry(&self, first: Vec<u8>, from: &mut Reader, to: &mut Writer, carried: &Cell<u64>) {
+    /// One direction, from `from` to `to`: until its end, which is passed on as such, or until either side breaks, which
+    /// ends the other too.
+    async fn carry(&self, first: Vec<u8>, from: &mut Reader, to: (&mut Writer, &Watched), carried: &Cell<u64>) {
+        let buffers = &self.worker.buffers;
+        let (to, to_watch) = to;
         let mut buf = first;
-        if buf.is_empty() {
-            self.worker.buffers.give(std::mem::replace(&mut buf, self.worker.buffers.large()));
-        }
         loop {
             if !buf.is_empty() {
-                self.refresh();
                 let size = buf.len() as u64;
-                let (result, written) = to.write_all(buf).await;
+                self.writing.set(self.writing.get() + 1);
+                self.refresh();
+                let (result, written) = to.write_all(buf, self.worker.patience(to_watch, self.idle)).await;
+                self.writing.set(self.writing.get() - 1);
                 buf = written;
                 if result.is_err() {
                     self.break_off();
                     break;
                 }
                 carried.set(carried.get() + size);
-                buf.clear();
+                buf = buffers.fitting(buf);
+            } else if buf.capacity() == 0 {
+                buf = buffers.small();
             }
             self.refresh();
             let (result, filled) = from.read(buf).await;
@@ -91,15 +101,17 @@ impl Both<'_> {
                 }
             }
         }
-        self.worker.buffers.give(buf);
+        buffers.give(buf);
     }
 
-    /// Traffic in either direction keeps both alive, unless one of them is broken.
+    /// Traffic in either direction keeps both alive, and so does a write that moves on; unless one of them is broken.
     fn refresh(&self) {
-        let until = if self.broken.get() { 0 } else { self.worker.after(self.idle) };
         for watch in [self.client, self.upstream] {
-            watch.read_until(until);
-            watch.write_until(until);
+            match (self.broken.get(), self.writing.get()) {
+                (true, _) => watch.end(),
+                (false, 0) => watch.read_until(self.worker.after(self.idle)),
+                (false, _) => watch.read_done(),
+            }
         }
     }
 

@@ -8,9 +8,11 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::{MaybeUninit, take};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use monoio::io::Canceller;
 use monoio::net::{TcpStream, UnixStream};
 
 use super::answer;
@@ -20,12 +22,13 @@ use super::failure::Failure;
 use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
 use super::tunnel;
-use super::watch::Watched;
+use super::watch::{Side, TICK, Watched};
+use super::worker::Worker;
 use crate::http::body::{Decoder, Framing};
 use crate::http::headers::HeadScan;
 use crate::http::request::{HEADER_COUNT_MAX, Version};
 use crate::http::response::{self, Asked, Returning};
-use crate::snapshot::{Address, ServiceKind, Timeouts};
+use crate::snapshot::{Address, Phase, ServiceKind, Timeouts};
 
 /// The most 1xx answers that may come before the final one.
 const INTERIM_MAX: u32 = 32;
@@ -43,6 +46,8 @@ pub struct Plan {
     pub is_idempotent: bool,
     /// Whether the client takes trailers.
     pub accepts_trailers: bool,
+    /// Whether the client sends its body only when it is told to go on.
+    pub expects_continue: bool,
 }
 
 /// How an exchange ended that did not fail.
@@ -60,22 +65,26 @@ pub enum Ended {
 /// Forwards a request and passes its answer on.
 pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut Vec<u8>, plan: Plan) -> Next {
     let whole = plan.body.is_done();
-    match exchange(tx, client, leftover, plan).await {
-        Ok(next) => next,
-        Err(failure) => {
-            tx.error = Some(failure.word());
-            tx.persistent &= whole;
-            client.socket.watch.waited();
-            match failure.problem() {
-                Some(problem) if !tx.answer_begun => answer::problem(tx, client, &problem).await,
-                Some(_) => Next::Close,
-                None => {
-                    tx.status = failure.status();
-                    Next::Close
-                }
-            }
-        }
+    let failure = match exchange(tx, client, leftover, plan).await {
+        Ok(next) => return next,
+        Err(failure) => failure,
+    };
+    tx.error = Some(failure.word());
+    tx.persistent &= whole;
+    client.socket.watch.waited();
+    if !tx.answer_begun
+        && let Some(problem) = failure.problem()
+    {
+        return answer::problem(tx, client, &problem).await;
     }
+    if tx.status == 0 || failure == Failure::ClientGone {
+        tx.status = failure.status();
+    }
+    if tx.ends_at_close {
+        // An orderly end would tell the client that it has the whole body.
+        client.socket.watch.reset();
+    }
+    Next::Close
 }
 
 async fn exchange(
@@ -90,18 +99,18 @@ async fn exchange(
     let mut must_be_fresh = false;
     let mut plan = plan;
     loop {
-        let (mut upstream, reused) = connect(tx, &timeouts, must_be_fresh).await?;
-        client.socket.watch.wait_for(upstream.watch.shared(), tx.worker.now());
+        let (mut upstream, reused) = connect(tx, &client.socket.watch, &timeouts, must_be_fresh).await?;
+        client.socket.watch.wait_for(Some(upstream.watch.shared()), tx.worker.now());
+        let shared = Shared::new(whole, plan.expects_continue);
         let sent = send(tx, &mut upstream, &timeouts).await;
         let result = match sent {
             Err(failure) => Err(failure),
             Ok(()) if whole => {
                 upstream.watch.read_until(tx.worker.after(timeouts.response_header));
-                let shared = Shared::new(true);
                 receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, &plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
-            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, &mut plan, &timeouts)).await,
+            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, &mut plan, &shared, reused)).await,
         };
         client.socket.watch.waited();
         match result {
@@ -110,8 +119,9 @@ async fn exchange(
             {
                 // What has been read of a body that is still arriving is gone; unless none of it has.
                 let nothing_sent = sent.is_err();
+                let is_at_hand = whole || !shared.body_touched.get();
                 let may_repeat = plan.is_idempotent || (!reset && undelivered(&upstream, request_bytes).await);
-                if !(nothing_sent || whole && may_repeat) {
+                if !(nothing_sent || is_at_hand && may_repeat) {
                     return Err(failure);
                 }
                 tx.worker.counters.upstream_stale.add(1);
@@ -140,8 +150,13 @@ fn timeouts(tx: &Transaction) -> Timeouts {
     tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).clone()
 }
 
-/// An idle connection to the endpoint, or a new one; and which of them it is.
-async fn connect(tx: &Transaction, timeouts: &Timeouts, must_be_fresh: bool) -> Result<(Socket, bool), Failure> {
+/// An idle connection to the endpoint, or a new one; and whether it is the former.
+async fn connect(
+    tx: &Transaction,
+    client: &Watched,
+    timeouts: &Timeouts,
+    must_be_fresh: bool,
+) -> Result<(Socket, bool), Failure> {
     let worker = &tx.worker;
     let Some((endpoint, state)) = tx.endpoint_state() else { return Err(Failure::ConnectRefused) };
     while !must_be_fresh && let Some(pooled) = state.take() {
@@ -153,54 +168,83 @@ async fn connect(tx: &Transaction, timeouts: &Timeouts, must_be_fresh: bool) -> 
         }
         worker.counters.upstream_stale.add(1);
     }
-    let address = endpoint.address.clone();
-    let registry = &worker.registry;
+    worker.counters.upstream_connects.add(1);
+    client.wait_for(None, worker.now());
+    Box::pin(connect_anew(worker, endpoint.address.clone(), client, timeouts.connect))
+        .await
+        .map(|socket| (socket, false))
+}
+
+/// A new connection. The attempt is given up when its time is over, when the client leaves, and when the drain ends.
+async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time: Duration) -> Result<Socket, Failure> {
     let attempt = async {
         match address {
             Address::Tcp(address) => {
                 let stream = TcpStream::connect_addr(address).await?;
                 stream.set_nodelay(true)?;
-                Ok::<_, io::Error>(Socket::tcp(stream, registry))
+                Ok::<_, io::Error>(Socket::tcp(stream, &worker.registry, Side::Upstream))
             }
-            Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, registry)),
+            Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, &worker.registry, Side::Upstream)),
         }
     };
-    worker.counters.upstream_connects.add(1);
-    match Box::pin(monoio::time::timeout(timeouts.connect, attempt)).await {
-        Ok(Ok(socket)) => Ok((socket, false)),
-        Ok(Err(_)) => Err(Failure::ConnectRefused),
-        Err(_) => Err(Failure::ConnectTimeout),
+    let mut attempt = pin!(attempt);
+    let mut left = time;
+    loop {
+        let step = left.min(TICK);
+        let result = monoio::time::timeout(step, attempt.as_mut()).await;
+        if worker.seam.phase() >= Phase::Stopping {
+            return Err(Failure::Stopped);
+        }
+        match result {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => return Err(refusal(&error)),
+            Err(_) if client.peer_gone() => return Err(Failure::ClientGone),
+            Err(_) => left -= step,
+        }
+        if left.is_zero() {
+            return Err(Failure::ConnectTimeout);
+        }
+    }
+}
+
+/// Whose fault it is that there is no connection: the host's, which is out of descriptors, ports or memory, or the
+/// upstream's.
+fn refusal(error: &io::Error) -> Failure {
+    const EXHAUSTED: [i32; 6] =
+        [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL, libc::EAGAIN];
+    match error.raw_os_error() {
+        Some(code) if EXHAUSTED.contains(&code) => Failure::Exhausted,
+        _ => Failure::ConnectRefused,
     }
 }
 
 /// Sends the head, and what there is of the body.
 async fn send(tx: &mut Transaction, upstream: &mut Socket, timeouts: &Timeouts) -> Result<(), Failure> {
-    upstream.watch.write_until(tx.worker.after(timeouts.idle_body));
-    let (result, out) = upstream.writer.write_all(take(&mut tx.scratch.out)).await;
+    let patience = tx.worker.patience(&upstream.watch, timeouts.idle_body);
+    let (result, out) = upstream.writer.write_all(take(&mut tx.scratch.out), patience).await;
     tx.scratch.out = out;
-    upstream.watch.write_done();
-    match result {
-        Ok(()) => Ok(()),
-        Err(_) if upstream.watch.expired() => Err(Failure::UpstreamTimeout),
-        Err(error) => Err(Failure::UpstreamClosed { silent: error.written == 0, reset: true }),
-    }
+    result.map_err(|error| upstream.watch.ending(Failure::UpstreamClosed { silent: error.written == 0, reset: true }))
 }
 
-/// Request body and answer at the same time: either may finish first.
+/// Request body and answer at the same time: either may finish first. `may_repeat` says that the connection is a pooled one,
+/// and so may be dead without any fault of this request's.
 async fn duplex(
     tx: &mut Transaction,
     client: &mut Client,
     leftover: &mut Vec<u8>,
     upstream: &mut Socket,
     plan: &mut Plan,
-    timeouts: &Timeouts,
+    shared: &Shared,
+    may_repeat: bool,
 ) -> Result<Ended, Failure> {
-    let shared = Shared::new(false);
-    let body_max = tx.service().map_or(0, |(service, _)| service.limits.body_bytes);
+    let (body_max, timeouts) = tx.service().map_or((0, tx.loaded.snapshot.timeouts.clone()), |(service, _)| {
+        (service.limits.body_bytes, service.timeouts.clone())
+    });
     let worker = Rc::clone(&tx.worker);
     let received = Cell::new(tx.bytes_in);
     let mut body = std::mem::replace(&mut plan.body, Decoder::new(Framing::None));
     let Socket { reader, writer, watch, .. } = upstream;
+    let first_read = may_repeat.then(Canceller::new);
     let result = {
         let upload = Upload {
             worker: &worker,
@@ -213,12 +257,13 @@ async fn duplex(
             body_max,
             received: &received,
             leftover,
-            shared: &shared,
+            shared,
+            first_read: first_read.as_ref().map(Canceller::handle),
             idle_body: timeouts.idle_body,
             response_header: timeouts.response_header,
         };
-        let receive = receive_from(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, &shared);
-        body::run_both(upload.run(), receive).await
+        let receive = receive_from(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, shared);
+        body::run_both(upload.run(), receive, shared, first_read).await
     };
     plan.body = body;
     tx.bytes_in = received.get();
@@ -271,7 +316,14 @@ async fn receive_from(
                 return Err(Failure::UpstreamHead(response::ResponseError::TooLarge));
             }
             if tx.version == Version::Http11 {
+                // Until all of it is out, no other answer can be given.
+                tx.answer_begun = true;
                 pass(tx, writer, client_watch).await?;
+                tx.answer_begun = false;
+            }
+            if answer.status == 100 && shared.awaits_continue.replace(false) {
+                watch.read_done();
+                client_watch.read_until(tx.worker.after(timeouts(tx).idle_body));
             }
             inbound.drain(..end);
             scan = HeadScan::default();
@@ -285,16 +337,19 @@ async fn receive_from(
         inbound = filled;
         match result {
             Ok(read) if read > 0 => {}
-            _ if watch.expired() => return Err(Failure::UpstreamTimeout),
-            Ok(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty() && interim == 0, reset: false }),
-            Err(_) => return Err(Failure::UpstreamClosed { silent: inbound.is_empty() && interim == 0, reset: true }),
+            closed => {
+                let silent = inbound.is_empty() && interim == 0;
+                return Err(watch.ending(Failure::UpstreamClosed { silent, reset: closed.is_err() }));
+            }
         }
     };
     shared.head_seen.set(true);
     watch.read_done();
-    client_watch.waited();
+    // A client that goes on with its body as slowly as it likes still gets its answer.
+    client_watch.read_done();
     tx.upstream_answered(answer.status);
     tx.status = answer.status;
+    tx.ends_at_close = answer.framing == Framing::Close;
     tx.persistent = answer.client_persistent;
     if answer.status == 101 {
         pass(tx, writer, client_watch).await?;
@@ -366,12 +421,11 @@ fn render(tx: &mut Transaction, head: &[u8], plan: &Plan, shared: &Shared) -> Re
 
 /// Sends what stands in the scratch's `out` to the client.
 pub async fn pass(tx: &mut Transaction, writer: &mut Writer, watch: &Watched) -> Result<(), Failure> {
-    let timeout = timeouts(tx).idle_body;
-    watch.write_until(tx.worker.after(timeout));
-    let (result, out) = writer.write_all(take(&mut tx.scratch.out)).await;
+    let time = tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
+    let patience = tx.worker.patience(watch, time);
+    let (result, out) = writer.write_all(take(&mut tx.scratch.out), patience).await;
     tx.scratch.out = out;
-    watch.write_done();
-    result.map_err(|_| Failure::ClientGone)
+    result.map_err(|_| watch.ending(Failure::ClientGone))
 }
 
 /// Keeps the connection for the next request, unless a drain makes that one unlikely.

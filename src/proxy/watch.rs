@@ -1,11 +1,11 @@
 //! Deadlines without timers: one coarse sweep a worker.
 //!
-//! Every socket has a [`Watch`]. Whoever waits on it notes until when, in two plain stores; the worker's tick looks at all
+//! Every socket has a [`Watch`]. Whoever waits on it notes until when, in a few plain stores; the worker's tick looks at all
 //! of them and shuts a socket down whose time is over, which wakes the waiting read or write. So a deadline costs a request
 //! nothing but those stores, no operation of the ring is ever cancelled, and none loses bytes.
 //!
-//! The same sweep notices clients that leave while an upstream is being waited for: one poll(2) for all that wait longer
-//! than a tick, instead of an operation a request.
+//! The same sweep notices clients that leave while an upstream is being waited for: one poll(2) for all that have waited
+//! longer than a tick, instead of an operation a request.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use slab::Slab;
 
+use super::failure::Failure;
 use super::socket::{self, Shut};
 
 /// How often the sweep runs, and so how late a deadline may fire.
@@ -26,17 +27,41 @@ pub type Millis = u64;
 /// No deadline.
 const NEVER: Millis = Millis::MAX;
 
+/// How often a client whose upstream keeps silent is looked at, after the first time.
+const LOOK_EVERY: Millis = 400;
+
+/// The fewest idle connections that a sweep of the drain ends, and the share of them beyond that. Few at a time, so that
+/// each is closed right after it was found to be idle.
+const DRAIN_BATCH_MIN: usize = 32;
+const DRAIN_BATCH_SHARE: usize = 16;
+
+/// Whose socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A client's.
+    Client,
+    /// An endpoint's.
+    Upstream,
+}
+
 /// One socket's deadlines, and what became of them.
 pub struct Watch {
     fd: Cell<RawFd>,
+    side: Side,
     read_until: Cell<Millis>,
     write_until: Cell<Millis>,
-    /// Since when a client waits for its upstream, so that its leaving is worth noticing.
-    waits_since: Cell<Millis>,
+    /// How long the pending write may go without progress.
+    write_time: Cell<Millis>,
+    /// What the kernel had still to deliver when the pending write was last looked at, in bytes.
+    undelivered: Cell<Option<usize>>,
+    /// When to find out whether a client that waits for its upstream is still there.
+    look_at: Cell<Millis>,
     upstream: Cell<Option<Rc<Watch>>>,
     idle_since: Cell<Millis>,
+    read_shut: Cell<bool>,
     read_expired: Cell<bool>,
     write_expired: Cell<bool>,
+    stopped: Cell<bool>,
     peer_gone: Cell<bool>,
 }
 
@@ -52,18 +77,27 @@ impl Watch {
         self.read_until.set(until);
     }
 
-    /// Gives the pending write until `until`.
-    pub fn write_until(&self, until: Millis) {
-        self.write_until.set(until);
-    }
-
-    /// The read is over.
+    /// The read is over, or may take as long as it likes.
     pub fn read_done(&self) {
         self.read_until.set(NEVER);
     }
 
+    /// Gives the write that begins at `now` so long for each step forward: a byte that the kernel takes, or that the peer
+    /// acknowledges.
+    fn write_within(&self, now: Millis, time: Millis) {
+        self.write_until.set(now.saturating_add(time));
+        self.write_time.set(time);
+        self.undelivered.set(None);
+    }
+
+    /// The next sweep ends both directions.
+    pub fn end(&self) {
+        self.read_until.set(0);
+        self.write_within(0, 0);
+    }
+
     /// The write is over.
-    pub fn write_done(&self) {
+    fn write_done(&self) {
         self.write_until.set(NEVER);
     }
 
@@ -77,15 +111,21 @@ impl Watch {
         self.idle_since.set(NEVER);
     }
 
-    /// From `now` on the client waits for `upstream`; when it leaves, that socket is shut down.
-    pub fn wait_for(&self, upstream: &Rc<Watch>, now: Millis) {
-        self.waits_since.set(now);
-        self.upstream.set(Some(Rc::clone(upstream)));
+    /// From `now` on the client waits for an upstream: once there is a connection, the one that is shut down when the
+    /// client leaves.
+    pub fn wait_for(&self, upstream: Option<&Rc<Watch>>, now: Millis) {
+        self.upstream.set(upstream.map(Rc::clone));
+        self.keep_waiting(now);
+    }
+
+    /// The upstream has just said something, and is waited for again from `now` on.
+    pub fn keep_waiting(&self, now: Millis) {
+        self.look_at.set(now + 2 * TICK.as_millis() as Millis);
     }
 
     /// The wait is over.
     pub fn waited(&self) {
-        self.waits_since.set(NEVER);
+        self.look_at.set(NEVER);
         self.upstream.set(None);
     }
 
@@ -99,21 +139,86 @@ impl Watch {
         self.read_expired.get() || self.write_expired.get()
     }
 
+    /// Whether the connection was ended because the drain's time was over.
+    pub fn stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     /// Whether the peer left while its answer was waited for.
     pub fn peer_gone(&self) -> bool {
         self.peer_gone.get()
     }
 
+    /// Why the socket ended: the gateway's own doing, or else the peer's, which is `otherwise`.
+    pub fn ending(&self, otherwise: Failure) -> Failure {
+        match (self.stopped.get(), self.side) {
+            (true, _) => Failure::Stopped,
+            (_, Side::Upstream) if self.expired() => Failure::UpstreamTimeout,
+            (_, Side::Client) if self.write_expired.get() => Failure::ClientStalled,
+            (_, Side::Client) if self.read_expired.get() => Failure::ClientTimeout,
+            _ => otherwise,
+        }
+    }
+
     /// Resets the connection, so that the peer cannot take a body that was cut for one that is complete.
     pub fn reset(&self) {
-        socket::reset(self.fd.get());
+        if self.fd.get() >= 0 {
+            socket::reset(self.fd.get());
+        }
     }
 
     /// Wakes whatever waits on the socket, for good.
     fn shut(&self, how: Shut) {
+        self.read_shut.set(true);
         if self.fd.get() >= 0 {
             socket::shut(self.fd.get(), how);
         }
+    }
+
+    /// Whether the pending write has made no step forward in its time. A slow peer may take in bytes for long before the
+    /// kernel has room for more, so the kernel is asked what is still to be delivered.
+    fn write_is_stuck(&self, now: Millis) -> bool {
+        let (until, time) = (self.write_until.get(), self.write_time.get());
+        let is_due = until <= now;
+        let is_young = until.saturating_sub(time) + TICK.as_millis() as Millis > now;
+        if until == NEVER || !is_due && (is_young || self.undelivered.get().is_some()) {
+            return false;
+        }
+        let left = socket::unacknowledged(self.fd.get());
+        let before = self.undelivered.replace(left);
+        if !is_due {
+            return false;
+        }
+        let moves = matches!((before, left), (Some(before), Some(left)) if left < before);
+        if moves {
+            self.write_until.set(now.saturating_add(time));
+        }
+        !moves
+    }
+}
+
+/// How long a write may wait for each step forward.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience<'a> {
+    watch: &'a Watch,
+    now: &'a Cell<Millis>,
+    time: Millis,
+}
+
+impl<'a> Patience<'a> {
+    /// `time` for each step, on the coarse clock `now`.
+    pub fn new(watch: &'a Watch, now: &'a Cell<Millis>, time: Duration) -> Patience<'a> {
+        Patience { watch, now, time: time.as_millis() as Millis }
+    }
+
+    /// A write begins, or has moved on.
+    pub fn renew(&self) {
+        self.watch.write_within(self.now.get(), self.time);
+    }
+
+    /// The write is over.
+    pub fn done(&self) {
+        self.watch.write_done();
     }
 }
 
@@ -134,16 +239,21 @@ pub struct Watched {
 
 impl Watched {
     /// Watches `fd` from now on.
-    pub fn new(registry: &Rc<Registry>, fd: RawFd) -> Watched {
+    pub fn new(registry: &Rc<Registry>, fd: RawFd, side: Side) -> Watched {
         let watch = Rc::new(Watch {
             fd: Cell::new(fd),
+            side,
             read_until: Cell::new(NEVER),
             write_until: Cell::new(NEVER),
-            waits_since: Cell::new(NEVER),
+            write_time: Cell::new(NEVER),
+            undelivered: Cell::new(None),
+            look_at: Cell::new(NEVER),
             upstream: Cell::new(None),
             idle_since: Cell::new(NEVER),
+            read_shut: Cell::new(false),
             read_expired: Cell::new(false),
             write_expired: Cell::new(false),
+            stopped: Cell::new(false),
             peer_gone: Cell::new(false),
         });
         let key = registry.watches.borrow_mut().insert(Rc::clone(&watch));
@@ -173,30 +283,34 @@ impl Drop for Watched {
 }
 
 impl Registry {
-    /// One sweep. With `drain_idle_before` connections that have been idle since before it are ended as well. Returns how
-    /// many deadlines fired.
+    /// One sweep. With `drain_idle_before` some of the connections that have been idle since before it are ended as well.
+    /// Returns how many deadlines fired.
     pub fn sweep(&self, now: Millis, drain_idle_before: Option<Millis>) -> u64 {
         let mut fired = 0;
+        let watches = self.watches.borrow();
         let mut leaving = self.leaving.borrow_mut();
-        for (_, watch) in self.watches.borrow().iter() {
+        let mut may_drain = DRAIN_BATCH_MIN.max(watches.len() / DRAIN_BATCH_SHARE);
+        for (_, watch) in watches.iter() {
             if watch.read_until.get() <= now {
                 watch.read_until.set(NEVER);
                 watch.read_expired.set(true);
                 // Only reading ends: a 408 may still be written.
                 watch.shut(Shut::Read);
                 fired += 1;
-            } else if drain_idle_before.is_some_and(|before| watch.idle_since.get() <= before) {
+            } else if may_drain > 0 && drain_idle_before.is_some_and(|before| watch.idle_since.get() <= before) {
                 watch.idle_since.set(NEVER);
                 watch.shut(Shut::Read);
+                may_drain -= 1;
             }
-            if watch.write_until.get() <= now {
+            if watch.write_is_stuck(now) {
                 watch.write_until.set(NEVER);
                 watch.write_expired.set(true);
                 watch.shut(Shut::Both);
                 fired += 1;
             }
-            // One that this sweep has shut looks like one that left.
-            if !watch.expired() && watch.waits_since.get() < now.saturating_sub(TICK.as_millis() as Millis) {
+            // One that the gateway has shut looks like one that left.
+            if watch.look_at.get() <= now && !watch.read_shut.get() {
+                watch.look_at.set(now + LOOK_EVERY);
                 leaving.push(Rc::clone(watch));
             }
         }
@@ -204,12 +318,23 @@ impl Registry {
         leaving.clear();
         fired
     }
-}
 
-impl Registry {
-    /// Ends every connection: the drain's time is over.
-    pub fn shut_all(&self) {
+    /// The drain's time is over: upstreams are cut off and clients are read no further, so that whatever is under way ends,
+    /// and is still told so.
+    pub fn stop(&self) {
         for (_, watch) in self.watches.borrow().iter() {
+            watch.stopped.set(true);
+            watch.shut(match watch.side {
+                Side::Client => Shut::Read,
+                Side::Upstream => Shut::Both,
+            });
+        }
+    }
+
+    /// Ends those that are still there a moment after [`Registry::stop`], since they do not take what they are told.
+    pub fn reset_all(&self) {
+        for (_, watch) in self.watches.borrow().iter() {
+            watch.reset();
             watch.shut(Shut::Both);
         }
     }
@@ -228,7 +353,7 @@ fn mark_leavers(waiting: &[Rc<Watch>]) {
         for (watch, poll) in group.iter().zip(&polled) {
             if poll.revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR) {
                 watch.peer_gone.set(true);
-                watch.waits_since.set(NEVER);
+                watch.look_at.set(NEVER);
                 if let Some(upstream) = watch.upstream.take() {
                     upstream.shut(Shut::Both);
                 }

@@ -10,9 +10,9 @@ use super::buffers::Buffers;
 use super::lane::Lane;
 use super::pool::EndpointState;
 use super::transaction::Scratch;
-use super::watch::{Millis, Registry};
+use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
-use crate::snapshot::{EndpointId, Phase, Seam, Snapshot};
+use crate::snapshot::{EndpointId, Phase, RouteId, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
@@ -71,7 +71,7 @@ pub struct Worker {
     pub connections_max: u32,
     connections: Cell<u32>,
     loaded: RefCell<Rc<Loaded>>,
-    endpoints: RefCell<HashMap<EndpointId, Rc<EndpointState>>>,
+    known: RefCell<Known>,
     log: RefCell<LogSender>,
     line: RefCell<Vec<u8>>,
     /// Renders times; its caches are the worker's.
@@ -92,6 +92,21 @@ pub struct Loaded {
     pub services: Box<[ServiceState]>,
 }
 
+/// What goes on from one snapshot to the next.
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: HashMap<EndpointId, Rc<EndpointState>>,
+    in_flight: HashMap<RouteId, Rc<Cell<u32>>>,
+}
+
+impl Known {
+    /// Forgets what no snapshot in use names any more.
+    fn forget(&mut self) {
+        self.endpoints.retain(|_, state| Rc::strong_count(state) > 1);
+        self.in_flight.retain(|_, count| Rc::strong_count(count) > 1);
+    }
+}
+
 /// A worker's side of a service.
 #[derive(Debug)]
 pub struct ServiceState {
@@ -99,15 +114,15 @@ pub struct ServiceState {
     pub balancer: RefCell<Balancer>,
     /// In the order of the snapshot's endpoints.
     pub endpoints: Box<[Rc<EndpointState>]>,
-    /// Requests under way to the service from this worker.
-    pub in_flight: Cell<u32>,
+    /// Requests under way to the service from this worker, whichever snapshot they began with.
+    pub in_flight: Rc<Cell<u32>>,
 }
 
 impl Worker {
     /// A worker that has adopted the current snapshot. `driver` and `flags` say what it runs on.
     pub fn new(parts: Parts, driver: &'static str, flags: &'static str) -> Worker {
-        let endpoints = RefCell::new(HashMap::new());
-        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut endpoints.borrow_mut()));
+        let mut known = Known::default();
+        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known));
         let now = Instant::now();
         parts.seam.adopt(parts.index, loaded.snapshot.generation);
         Worker {
@@ -124,7 +139,7 @@ impl Worker {
             connections_max: parts.connections_max,
             connections: Cell::new(0),
             loaded: RefCell::new(loaded),
-            endpoints,
+            known: RefCell::new(known),
             log: RefCell::new(parts.log),
             line: RefCell::new(Vec::with_capacity(4096)),
             clock: RefCell::new(Clock::default()),
@@ -147,7 +162,7 @@ impl Worker {
     fn adopt(&self) -> Rc<Loaded> {
         let snapshot = self.seam.load();
         let generation = snapshot.generation;
-        let loaded = Rc::new(Loaded::new(snapshot, &mut self.endpoints.borrow_mut()));
+        let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut()));
         *self.loaded.borrow_mut() = Rc::clone(&loaded);
         self.seam.adopt(self.index, generation);
         loaded
@@ -161,6 +176,11 @@ impl Worker {
     /// The coarse clock, `timeout` from now.
     pub fn after(&self, timeout: Duration) -> Millis {
         self.now.get().saturating_add(timeout.as_millis() as Millis)
+    }
+
+    /// Lets a write on `watch` take so long for each step forward.
+    pub fn patience<'a>(&'a self, watch: &'a Watch, time: Duration) -> Patience<'a> {
+        Patience::new(watch, &self.now, time)
     }
 
     /// Brings the coarse clock up to `instant`, which was just read.
@@ -253,12 +273,14 @@ impl Worker {
                 self.counters.upstream_stale.add(closed);
             }
         }
-        self.endpoints.borrow_mut().retain(|_, state| Rc::strong_count(state) > 1);
+        self.known.borrow_mut().forget();
     }
 }
 
 impl Loaded {
-    fn new(snapshot: Arc<Snapshot>, known: &mut HashMap<EndpointId, Rc<EndpointState>>) -> Loaded {
+    fn new(snapshot: Arc<Snapshot>, known: &mut Known) -> Loaded {
+        // What the snapshot does not name again keeps no connection beyond those that are in use.
+        known.endpoints.values().for_each(|endpoint| endpoint.retire(true));
         let services = snapshot
             .services
             .iter()
@@ -270,11 +292,16 @@ impl Loaded {
                 endpoints: service
                     .endpoints
                     .iter()
-                    .map(|endpoint| Rc::clone(known.entry(endpoint.id).or_default()))
+                    .map(|endpoint| {
+                        let state = known.endpoints.entry(endpoint.id).or_default();
+                        state.retire(false);
+                        Rc::clone(state)
+                    })
                     .collect(),
-                in_flight: Cell::new(0),
+                in_flight: Rc::clone(known.in_flight.entry(service.route).or_default()),
             })
             .collect();
+        known.endpoints.values().for_each(|endpoint| endpoint.close_if_retired());
         Loaded { snapshot, services }
     }
 }

@@ -1,0 +1,42 @@
+//! File descriptors: how many the process may have open, and how many of them clients may take.
+//!
+//! Whoever connects takes a descriptor, and a request needs another one for its upstream. So a share is kept back from
+//! clients: at the limit accepting stops, and the clients that are in can still be served.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What the process itself may need: rings, listeners, the control plane's sockets, files being read.
+const OWN: u64 = 64;
+const OWN_PER_WORKER: u64 = 16;
+
+/// Raises the limit on open descriptors as far as it may be raised without privileges (getrlimit(2), RLIMIT_NOFILE), and
+/// returns it.
+pub fn raise_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_ok();
+    let current = if raised { limit.maximum } else { limit.current };
+    // None means infinity.
+    current.unwrap_or(u64::MAX)
+}
+
+/// How many clients each of `workers` workers can have when the process may have `limit` descriptors: three quarters of
+/// what it does not need itself. The others are for upstreams.
+pub fn clients_per_worker(limit: u64, workers: usize) -> u32 {
+    let workers = workers as u64;
+    let left = limit.saturating_sub(OWN + OWN_PER_WORKER * workers);
+    u32::try_from(left / 4 * 3 / workers).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_keep_a_quarter() {
+        assert_eq!(clients_per_worker(20_000, 1), 14_940);
+        assert_eq!(clients_per_worker(20_000, 2), 7_464);
+        assert_eq!(clients_per_worker(256, 2), 60);
+        assert_eq!(clients_per_worker(u64::MAX, 4), u32::MAX);
+        assert_eq!(clients_per_worker(10, 4), 1);
+    }
+}
