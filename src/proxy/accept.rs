@@ -14,12 +14,17 @@ use socket2::{Domain, Protocol, SockFilter, Socket as RawSocket, Type};
 
 use super::connection::{self, Client, Counted};
 use super::socket::Socket;
-use super::watch::{Side, TICK};
+use super::watch::{Millis, Side, TICK};
 use super::worker::Worker;
 use crate::snapshot::Phase;
 
 /// A worker that has all the clients it may have, or no descriptor for another one, looks again after so long.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// A worker that is full ends so many connections in each pause that have been idle for so long, so that clients which
+/// merely keep connections open do not lock others out, health checks among them.
+const END_IDLE_MAX: usize = 16;
+const IDLE_MIN: Millis = 1_000;
 
 /// A listener that takes no new clients stays open until its queue has been empty for so many ticks, so that handshakes
 /// which have begun can finish.
@@ -84,6 +89,7 @@ impl Acceptor {
     pub async fn run(&self, worker: &Rc<Worker>) {
         loop {
             while worker.connections() >= worker.connections_max {
+                worker.registry.end_idlest(worker.now(), IDLE_MIN, END_IDLE_MAX);
                 monoio::time::sleep(PAUSE).await;
             }
             let Some(handle) = self.canceller.borrow().as_ref().map(Canceller::handle) else { return };

@@ -159,8 +159,8 @@ async fn first_bytes(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>, id
     worker.set_now(Instant::now());
     match result {
         Ok(read) if read > 0 => true,
-        // The sweep of a drain ends a connection that it finds idle; a request may have come since.
-        Ok(_) if worker.is_draining() => client.socket.read_ready(buf),
+        // It was found idle and ended; a request may have come since.
+        Ok(_) if watch.ended_idle() => client.socket.read_ready(buf),
         _ => false,
     }
 }

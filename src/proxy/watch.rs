@@ -58,6 +58,7 @@ pub struct Watch {
     look_at: Cell<Millis>,
     upstream: Cell<Option<Rc<Watch>>>,
     idle_since: Cell<Millis>,
+    ended_idle: Cell<bool>,
     read_shut: Cell<bool>,
     read_expired: Cell<bool>,
     write_expired: Cell<bool>,
@@ -101,7 +102,7 @@ impl Watch {
         self.write_until.set(NEVER);
     }
 
-    /// Marks a connection as waiting between two requests since `now`: a drain may end it.
+    /// Marks a connection as waiting between two requests since `now`: it may be ended.
     pub fn idle(&self, now: Millis) {
         self.idle_since.set(now);
     }
@@ -109,6 +110,18 @@ impl Watch {
     /// A request is under way.
     pub fn busy(&self) {
         self.idle_since.set(NEVER);
+    }
+
+    /// Ends a connection between two requests. Its task looks once more whether a request has come meanwhile.
+    fn end_idle(&self) {
+        self.idle_since.set(NEVER);
+        self.ended_idle.set(true);
+        self.shut(Shut::Read);
+    }
+
+    /// Whether the gateway ended the connection because no request was under way on it.
+    pub fn ended_idle(&self) -> bool {
+        self.ended_idle.get()
     }
 
     /// From `now` on the client waits for an upstream: once there is a connection, the one that is shut down when the
@@ -250,6 +263,7 @@ impl Watched {
             look_at: Cell::new(NEVER),
             upstream: Cell::new(None),
             idle_since: Cell::new(NEVER),
+            ended_idle: Cell::new(false),
             read_shut: Cell::new(false),
             read_expired: Cell::new(false),
             write_expired: Cell::new(false),
@@ -298,8 +312,7 @@ impl Registry {
                 watch.shut(Shut::Read);
                 fired += 1;
             } else if may_drain > 0 && drain_idle_before.is_some_and(|before| watch.idle_since.get() <= before) {
-                watch.idle_since.set(NEVER);
-                watch.shut(Shut::Read);
+                watch.end_idle();
                 may_drain -= 1;
             }
             if watch.write_is_stuck(now) {
@@ -317,6 +330,20 @@ impl Registry {
         mark_leavers(&leaving);
         leaving.clear();
         fired
+    }
+
+    /// Ends connections that have been idle for `idle_min` at least, those that have been so for longest, up to `most`:
+    /// others need their places.
+    pub fn end_idlest(&self, now: Millis, idle_min: Millis, most: usize) {
+        let watches = self.watches.borrow();
+        let idle = watches.iter().filter(|(_, watch)| watch.idle_since.get().saturating_add(idle_min) <= now);
+        let mut idle: Vec<(Millis, usize)> = idle.map(|(key, watch)| (watch.idle_since.get(), key)).collect();
+        if idle.len() > most {
+            idle.select_nth_unstable(most);
+        }
+        for (_, key) in idle.into_iter().take(most) {
+            watches[key].end_idle();
+        }
     }
 
     /// The drain's time is over: upstreams are cut off and clients are read no further, so that whatever is under way ends,

@@ -1,6 +1,6 @@
 //! More than there is room for: it waits or is refused, and afterwards all is as before.
 
-use crate::support::{Backend, Gate, Gateway, gateway_to, service, until};
+use crate::support::{Backend, Client, Gate, Gateway, gateway_to, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const GET: &str = "GET /api HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -46,6 +46,20 @@ fn connections_past_the_limit_wait_until_one_closes() {
         assert_eq!(client.response().status, 200, "a place that becomes free is taken");
         clients.push(client);
     }
+}
+
+#[test]
+fn clients_that_keep_connections_open_for_nothing_do_not_lock_others_out() {
+    let backend = Backend::answering(OK);
+    let gateway = Gateway::start_with("max_connections_per_worker = 4", &service("api", &[backend.url()], ""));
+    let mut idle: Vec<_> = (0..4).map(|_| gateway.connect()).collect();
+    for client in &mut idle {
+        client.send(GET);
+        assert_eq!(client.response().status, 200);
+    }
+    assert_eq!(gateway.get("/health").status, 200, "places are made, from those that have been idle for a second");
+    let served = idle.iter_mut().map(Client::is_quiet).filter(|quiet| *quiet).count();
+    assert!(served < 4, "an idle connection was ended");
 }
 
 #[test]
