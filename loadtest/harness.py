@@ -169,8 +169,11 @@ body_bytes = 0
 """)
         process = self.start([BINARY, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True)
-        listening = json.loads(process.stderr.readline())
-        return int(listening["address"].rsplit(":", 1)[1]), process
+        for line in process.stderr:
+            event = json.loads(line)
+            if event["message"] == "listening":
+                return int(event["address"].rsplit(":", 1)[1]), process
+        raise SystemExit("ringway did not start")
 
 
 def wait_for_port(port):
