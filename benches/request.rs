@@ -10,7 +10,7 @@ use ringway::http::body::{Decoder, Framing};
 use ringway::http::headers::HeadScan;
 use ringway::http::method::Method;
 use ringway::http::request::{self, Forwarding, HEADER_COUNT_MAX};
-use ringway::http::response::{self, Asked, Returning};
+use ringway::http::response::{self, Asked, Replaces, Returning};
 use ringway::policy::access_log::{self, AccessRecord, Clock};
 use ringway::snapshot::{LogFormat, RouteId};
 use ringway::telemetry::counters::{Counters, Shape};
@@ -46,6 +46,8 @@ fn heads(c: &mut Criterion) {
                 peer_is_trusted: false,
                 request_id: b"0123456789abcdef0123456789abcdef",
                 traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                identity: b"",
+                with_credentials: true,
             };
             out.clear();
             request::write(&head, &forwarding, &mut out);
@@ -66,6 +68,8 @@ fn heads(c: &mut Criterion) {
                 from_gateway: false,
                 request_id: b"0123456789abcdef0123456789abcdef",
                 date: b"Sun, 06 Nov 1994 08:49:37 GMT",
+                fields: b"",
+                replaces: Replaces::default(),
             };
             out.clear();
             response::write(&head, &returning, &mut out);

@@ -30,8 +30,22 @@ pub enum Name {
     Identity,
     /// Set by the gateway alone, on answers that it made itself.
     GatewayError,
+    Authorization,
+    ApiKey,
+    Origin,
+    /// One of the `Access-Control-*` fields, of a request or an answer.
+    Cors,
+    /// What an answer says about the rate limit that holds for its client.
+    RateLimit,
     /// Not special.
     Other,
+}
+
+impl Name {
+    /// Whether the field is the two ends' own matter, and so may be nominated in `Connection`.
+    pub fn is_end_to_end(self) -> bool {
+        matches!(self, Name::Other | Name::Authorization | Name::ApiKey | Name::Origin | Name::Cors | Name::RateLimit)
+    }
 }
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
@@ -43,26 +57,34 @@ pub fn classify(name: &[u8]) -> Name {
         4 if is(b"host") => Name::Host,
         4 if is(b"date") => Name::Date,
         6 if is(b"expect") => Name::Expect,
+        6 if is(b"origin") => Name::Origin,
         7 if is(b"upgrade") => Name::Upgrade,
         7 if is(b"trailer") => Name::HopByHop,
         9 if is(b"forwarded") => Name::Forwarded,
         9 if is(b"x-user-id") => Name::Identity,
+        9 if is(b"x-api-key") => Name::ApiKey,
+        9 if is(b"ratelimit") => Name::RateLimit,
         10 if is(b"connection") => Name::Connection,
         10 if is(b"keep-alive") => Name::HopByHop,
         10 if is(b"tracestate") => Name::Tracestate,
         11 if is(b"traceparent") => Name::Traceparent,
         12 if is(b"x-request-id") => Name::XRequestId,
         13 if is(b"x-auth-method") || is(b"x-auth-scopes") => Name::Identity,
+        13 if is(b"authorization") => Name::Authorization,
         14 if is(b"content-length") => Name::ContentLength,
         14 if is(b"http2-settings") => Name::HopByHop,
         15 if is(b"x-forwarded-for") => Name::XForwardedFor,
         15 if is(b"x-gateway-error") => Name::GatewayError,
+        16 if is(b"ratelimit-policy") => Name::RateLimit,
         16 if is(b"x-forwarded-host") => Name::XForwardedHost,
         16 if is(b"proxy-connection") => Name::HopByHop,
         17 if is(b"transfer-encoding") => Name::TransferEncoding,
         17 if is(b"x-forwarded-proto") => Name::XForwardedProto,
         18 if is(b"proxy-authenticate") => Name::HopByHop,
+        17 if is(b"x-ratelimit-limit") || is(b"x-ratelimit-reset") => Name::RateLimit,
         19 if is(b"proxy-authorization") => Name::HopByHop,
+        21 if is(b"x-ratelimit-remaining") => Name::RateLimit,
+        22.. if name[..15].eq_ignore_ascii_case(b"access-control-") => Name::Cors,
         _ => Name::Other,
     }
 }
@@ -72,7 +94,6 @@ pub fn classify(name: &[u8]) -> Name {
 pub fn may_be_trailer(name: &[u8]) -> bool {
     let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
     classify(name) == Name::Other
-        && !is(b"authorization")
         && !is(b"cookie")
         && !is(b"set-cookie")
         && !is(b"cache-control")
@@ -80,7 +101,6 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
         && !is(b"content-type")
         && !is(b"content-range")
         && !is(b"www-authenticate")
-        && !is(b"x-api-key")
         && !is(b"max-forwards")
         && !is(b"range")
         && !is(b"location")

@@ -59,6 +59,8 @@ pub struct Addressee<'a> {
     pub path: &'a [u8],
     /// `Date`.
     pub date: &'a [u8],
+    /// What else the answer says, as whole lines.
+    pub fields: &'a [u8],
 }
 
 /// Writes a whole answer with a problem document.
@@ -110,6 +112,7 @@ pub fn write_answer(
     push_field(b"Date", to.date, out);
     push_field(b"Server", b"ringway", out);
     push_field(b"X-Request-Id", to.request_id, out);
+    out.extend_from_slice(to.fields);
     out.extend_from_slice(fields);
     push_connection(to.version, to.persistent, out);
     if status == 204 {

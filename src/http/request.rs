@@ -74,10 +74,40 @@ pub struct RequestHead<'a> {
     pub traceparent: Option<&'a [u8]>,
     /// The last `X-Forwarded-For` line, for a trusted peer's word about its client.
     pub forwarded_for: Option<&'a [u8]>,
+    /// What the client offers to show who it is.
+    pub credentials: Credentials<'a>,
+    /// What a browser says about the page that asks.
+    pub cors: CorsFields<'a>,
     /// The fields, in the order they came in.
     pub fields: &'a [httparse::Header<'a>],
     /// The length of the head in bytes.
     pub length: usize,
+}
+
+/// The fields that carry credentials.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Credentials<'a> {
+    /// `Authorization`.
+    pub authorization: Option<&'a [u8]>,
+    /// `X-API-Key`.
+    pub api_key: Option<&'a [u8]>,
+    /// Whether one of them came more than once.
+    pub repeated: bool,
+}
+
+/// The fields of the CORS protocol (Fetch standard, section 3.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CorsFields<'a> {
+    /// `Origin`.
+    pub origin: Option<&'a [u8]>,
+    /// Whether `Origin` came more than once.
+    pub repeated: bool,
+    /// `Access-Control-Request-Method`.
+    pub request_method: Option<&'a [u8]>,
+    /// `Access-Control-Request-Headers`.
+    pub request_headers: Option<&'a [u8]>,
+    /// `Access-Control-Request-Private-Network`.
+    pub request_private_network: Option<&'a [u8]>,
 }
 
 /// Why a head is not served. The connection closes after each of them: where the next request starts is not certain.
@@ -213,6 +243,8 @@ pub fn parse<'a>(
         request_id: None,
         traceparent: None,
         forwarded_for: None,
+        credentials: Credentials::default(),
+        cors: CorsFields::default(),
         fields: request.headers,
         length: bytes.len(),
     };
@@ -255,7 +287,7 @@ impl<'a> RequestHead<'a> {
                             _ if option.eq_ignore_ascii_case(b"close") => closes = true,
                             _ if option.eq_ignore_ascii_case(b"keep-alive") => self.persistent = true,
                             _ if option.eq_ignore_ascii_case(b"upgrade") => wants_upgrade = true,
-                            _ if classify(option) == Name::Other && !option.is_empty() => self.nominates = true,
+                            _ if classify(option).is_end_to_end() && !option.is_empty() => self.nominates = true,
                             _ => {}
                         }
                     }
@@ -269,6 +301,12 @@ impl<'a> RequestHead<'a> {
                 Name::XRequestId if headers::is_request_id(value) => self.request_id = Some(value),
                 Name::Traceparent if headers::is_traceparent(value) => self.traceparent = Some(value),
                 Name::XForwardedFor => self.forwarded_for = Some(value),
+                Name::Authorization => {
+                    self.credentials.repeated |= self.credentials.authorization.replace(value).is_some();
+                }
+                Name::ApiKey => self.credentials.repeated |= self.credentials.api_key.replace(value).is_some(),
+                Name::Origin => self.cors.repeated |= self.cors.origin.replace(value).is_some(),
+                Name::Cors => self.cors.read(field.name.as_bytes(), value),
                 _ => {}
             }
         }
@@ -293,6 +331,19 @@ impl<'a> RequestHead<'a> {
             && self.method == Method::Get
             && self.framing == Framing::None;
         Ok(())
+    }
+}
+
+impl<'a> CorsFields<'a> {
+    fn read(&mut self, name: &[u8], value: &'a [u8]) {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        if is(b"access-control-request-method") {
+            self.request_method = Some(value);
+        } else if is(b"access-control-request-headers") {
+            self.request_headers = Some(value);
+        } else if is(b"access-control-request-private-network") {
+            self.request_private_network = Some(value);
+        }
     }
 }
 
@@ -386,6 +437,10 @@ pub struct Forwarding<'a> {
     pub request_id: &'a [u8],
     /// `traceparent`.
     pub traceparent: &'a [u8],
+    /// Who the client is, as whole lines: empty for one that nobody has verified.
+    pub identity: &'a [u8],
+    /// Whether the client's credentials go on to the upstream.
+    pub with_credentials: bool,
 }
 
 /// Writes the head that goes upstream: always HTTP/1.1, persistent, re-serialised field by field.
@@ -407,8 +462,10 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
     for field in head.fields {
         let name = field.name.as_bytes();
         match classify(name) {
-            Name::Other if head.nominates && headers::is_nominated(head.fields, field.name) => {}
-            Name::Other | Name::Date => push_field(name, field.value, out),
+            kind if kind.is_end_to_end() && head.nominates && headers::is_nominated(head.fields, field.name) => {}
+            Name::Authorization | Name::ApiKey if !forwarding.with_credentials => {}
+            kind if kind.is_end_to_end() => push_field(name, field.value, out),
+            Name::Date => push_field(name, field.value, out),
             Name::Expect if head.expects_continue => push_field(name, field.value, out),
             Name::Tracestate if head.traceparent.is_some() => push_field(name, field.value, out),
             Name::Forwarded if forwarding.peer_is_trusted => push_field(name, field.value, out),
@@ -452,6 +509,7 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
     });
     push_field(b"X-Request-Id", forwarding.request_id, out);
     push_field(b"traceparent", forwarding.traceparent, out);
+    out.extend_from_slice(forwarding.identity);
     match (head.upgrade, head.accepts_trailers) {
         (true, _) => out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
         (false, true) => out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n"),

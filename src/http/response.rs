@@ -162,6 +162,19 @@ pub struct Returning<'a> {
     pub request_id: &'a [u8],
     /// `Date`, for an answer that came without one (RFC 9110, section 6.6.1).
     pub date: &'a [u8],
+    /// What the gateway adds of its own, as whole lines.
+    pub fields: &'a [u8],
+    /// Which of the upstream's fields they replace.
+    pub replaces: Replaces,
+}
+
+/// The upstream's fields that do not reach the client, because the gateway has its own word in the matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replaces {
+    /// `Access-Control-*`.
+    pub cors: bool,
+    /// `RateLimit` and its kin.
+    pub rate_limit: bool,
 }
 
 /// Writes the head that goes to the client.
@@ -182,6 +195,8 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
             | Name::Te
             | Name::XRequestId => {}
             Name::GatewayError if !returning.from_gateway => {}
+            Name::Cors if returning.replaces.cors => {}
+            Name::RateLimit if returning.replaces.rate_limit => {}
             Name::Upgrade if head.status != 101 => {}
             _ if head.nominates && headers::is_nominated(head.fields, field.name) => {}
             _ => push_field(name, field.value, out),
@@ -200,6 +215,7 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
     }
     push_field(b"X-Request-Id", returning.request_id, out);
     out.extend_from_slice(b"Via: 1.1 ringway\r\n");
+    out.extend_from_slice(returning.fields);
     push_connection(returning.version, returning.persistent, out);
     match (returning.framing, head.content_length) {
         (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),

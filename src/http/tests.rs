@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::body::{Decoder, Framing};
 use super::headers::HeadScan;
 use super::request::{self, Forwarding, HEADER_COUNT_MAX, RequestError, Version};
-use super::response::{self, Asked, ResponseError, Returning};
+use super::response::{self, Asked, Replaces, ResponseError, Returning};
 use crate::http::method::Method;
 use crate::snapshot::Limits;
 
@@ -40,6 +40,8 @@ fn forwarded_in(pieces: &[&[u8]]) -> Result<Option<Vec<u8>>, RequestError> {
                 peer_is_trusted: false,
                 request_id: b"id",
                 traceparent: b"tp",
+                identity: b"",
+                with_credentials: true,
             };
             let mut out = Vec::new();
             request::write(&head, &forwarding, &mut out);
@@ -197,6 +199,8 @@ fn returned(head: &[u8], asked: Asked) -> Result<(Framing, bool, Vec<u8>), Respo
         from_gateway: false,
         request_id: b"id",
         date: b"now",
+        fields: b"",
+        replaces: Replaces::default(),
     };
     let mut out = Vec::new();
     response::write(&parsed, &returning, &mut out);

@@ -96,6 +96,7 @@ async fn send(
             request_id: &tx.scratch.request_id,
             path: target.split(|&byte| byte == b'?').next().unwrap_or_default(),
             date: clock.http_date(tx.worker.unix_ms_coarse()),
+            fields: &tx.scratch.fields,
         };
         render(&addressee, &mut out);
     }

@@ -175,6 +175,8 @@ fn stages(
         peer_is_trusted,
         request_id: &tx.scratch.request_id,
         traceparent: &tx.scratch.traceparent,
+        identity: b"",
+        with_credentials: true,
     };
     tx.scratch.out.clear();
     request::write(head, &forwarding, &mut tx.scratch.out);

@@ -12,6 +12,7 @@ use super::pool::EndpointState;
 use super::worker::{Loaded, ServiceState, Worker};
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
+use crate::http::response::Replaces;
 use crate::policy::access_log::AccessRecord;
 use crate::snapshot::{Endpoint, RouteId, Service};
 
@@ -32,6 +33,8 @@ pub struct Scratch {
     pub request_id: Vec<u8>,
     /// `traceparent`.
     pub traceparent: Vec<u8>,
+    /// What the gateway adds to the answer, whoever gives it: whole lines.
+    pub fields: Vec<u8>,
 }
 
 impl Scratch {
@@ -44,6 +47,7 @@ impl Scratch {
             &mut self.target,
             &mut self.request_id,
             &mut self.traceparent,
+            &mut self.fields,
         ] {
             part.clear();
         }
@@ -86,6 +90,8 @@ pub struct Transaction {
     pub answer_begun: bool,
     /// Whether only the connection's end tells the client that it has the whole answer.
     pub ends_at_close: bool,
+    /// Which fields of an upstream's answer the gateway has its own word for.
+    pub replaces: Replaces,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -124,6 +130,7 @@ impl Transaction {
             status: 0,
             answer_begun: false,
             ends_at_close: false,
+            replaces: Replaces::default(),
             bytes_in: 0,
             bytes_out: 0,
             retries: 0,

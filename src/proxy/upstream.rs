@@ -407,6 +407,8 @@ fn render(tx: &mut Transaction, head: &[u8], plan: &Plan, shared: &Shared) -> Re
         from_gateway: tx.service().is_some_and(|(service, _)| service.kind == ServiceKind::Management),
         request_id: &tx.scratch.request_id,
         date: clock.http_date(tx.worker.unix_ms_coarse()),
+        fields: &tx.scratch.fields,
+        replaces: tx.replaces,
     };
     tx.scratch.out.clear();
     response::write(&head, &returning, &mut tx.scratch.out);
