@@ -48,6 +48,7 @@ fn heads(c: &mut Criterion) {
                 traceparent: b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
                 identity: b"",
                 with_credentials: true,
+                with_forwarded: false,
             };
             out.clear();
             request::write(&head, &forwarding, &mut out);

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed.
     pub trusted_proxies: Box<[IpNet]>,
+    /// Whether upstreams get `Forwarded` (RFC 7239) beside `X-Forwarded-*`.
+    pub write_forwarded: bool,
     /// What the access log holds.
     pub logging: Logging,
     /// Finds the index into `services`.

@@ -58,6 +58,7 @@ pub fn snapshot(
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         trusted_proxies: config.server.trusted_proxies.as_slice().into(),
+        write_forwarded: config.server.forwarded,
         logging: config.logging.clone(),
         routes: RouteTable::new(&specs),
         services: services.into(),

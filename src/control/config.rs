@@ -93,6 +93,8 @@ pub struct Server {
     pub drain_delay: Duration,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed, host bits zero; at most 256.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether upstreams get `Forwarded` (RFC 7239) beside `X-Forwarded-*`.
+    pub forwarded: bool,
 }
 
 /// `server.workers`

@@ -441,6 +441,8 @@ pub struct Forwarding<'a> {
     pub identity: &'a [u8],
     /// Whether the client's credentials go on to the upstream.
     pub with_credentials: bool,
+    /// Whether `Forwarded` (RFC 7239) is written beside `X-Forwarded-*`.
+    pub with_forwarded: bool,
 }
 
 /// Writes the head that goes upstream: always HTTP/1.1, persistent, re-serialised field by field.
@@ -458,6 +460,7 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
     let mut forwarded_proto = None;
     let mut forwarded_host = None;
     let mut forwarded_for = None;
+    let mut forwarded = None;
     let mut via = None;
     for field in head.fields {
         let name = field.name.as_bytes();
@@ -468,7 +471,11 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
             Name::Date => push_field(name, field.value, out),
             Name::Expect if head.expects_continue => push_field(name, field.value, out),
             Name::Tracestate if head.traceparent.is_some() => push_field(name, field.value, out),
-            Name::Forwarded if forwarding.peer_is_trusted => push_field(name, field.value, out),
+            Name::Forwarded if forwarding.peer_is_trusted => {
+                if let Some(earlier) = forwarded.replace(field.value) {
+                    push_field(name, earlier, out);
+                }
+            }
             Name::XForwardedProto => forwarded_proto = Some(field.value),
             Name::XForwardedHost => forwarded_host = Some(field.value),
             // Several lines of a list are one list (RFC 9110, section 5.3): all but the last are passed on as they are.
@@ -498,6 +505,7 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
     if !host.is_empty() {
         push_field(b"X-Forwarded-Host", host, out);
     }
+    push_forwarded(forwarded, head.host, forwarding, out);
     out.extend_from_slice(b"Via: ");
     if let Some(earlier) = via {
         out.extend_from_slice(earlier);
@@ -529,6 +537,33 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
         Framing::None | Framing::Close => {}
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// `Forwarded` with what earlier proxies wrote in it and, where it is asked for, an element about this hop
+/// (RFC 7239, sections 4 and 6).
+fn push_forwarded(earlier: Option<&[u8]>, host: &[u8], forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+    if !forwarding.with_forwarded {
+        if let Some(earlier) = earlier {
+            push_field(b"Forwarded", earlier, out);
+        }
+        return;
+    }
+    out.extend_from_slice(b"Forwarded: ");
+    if let Some(earlier) = earlier {
+        out.extend_from_slice(earlier);
+        out.extend_from_slice(b", ");
+    }
+    let is_ipv6 = matches!(forwarding.peer, Some(IpAddr::V6(_)));
+    out.extend_from_slice(if is_ipv6 { b"for=\"[" } else { b"for=" });
+    push_peer(forwarding.peer, out);
+    out.extend_from_slice(if is_ipv6 { b"]\"" } else { b"" });
+    if !host.is_empty() {
+        // What a host may be holds no quote and no backslash.
+        out.extend_from_slice(b";host=\"");
+        out.extend_from_slice(host);
+        out.push(b'"');
+    }
+    out.extend_from_slice(b";proto=http\r\n");
 }
 
 fn push_peer(peer: Option<IpAddr>, out: &mut Vec<u8>) {

@@ -42,6 +42,7 @@ fn forwarded_in(pieces: &[&[u8]]) -> Result<Option<Vec<u8>>, RequestError> {
                 traceparent: b"tp",
                 identity: b"",
                 with_credentials: true,
+                with_forwarded: false,
             };
             let mut out = Vec::new();
             request::write(&head, &forwarding, &mut out);

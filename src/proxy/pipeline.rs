@@ -177,6 +177,7 @@ fn stages(
         traceparent: &tx.scratch.traceparent,
         identity: b"",
         with_credentials: true,
+        with_forwarded: loaded.snapshot.write_forwarded,
     };
     tx.scratch.out.clear();
     request::write(head, &forwarding, &mut tx.scratch.out);

@@ -104,3 +104,20 @@ fn via_tells_the_clients_version() {
     assert_eq!(backend.last().header("via"), Some("1.0 ringway"));
     assert_eq!(backend.last().header("x-forwarded-host"), None);
 }
+
+#[test]
+fn forwarded_is_written_when_asked_for() {
+    let backend = Backend::answering(OK);
+    let check = |server: &str, fields: &str, expected: Option<&str>| {
+        let gateway = Gateway::start_with(server, &service("api", &[backend.url()], ""));
+        let sent = ask(&gateway, &backend, fields);
+        assert_eq!(sent.header("forwarded"), expected, "{server} {fields}");
+    };
+    let own = "for=127.0.0.1;host=\"a.example\";proto=http";
+    let trusting = "trusted_proxies = [\"127.0.0.0/8\"]";
+    check("", "Forwarded: for=1.2.3.4\r\n", None);
+    check(trusting, "Forwarded: for=1.2.3.4\r\n", Some("for=1.2.3.4"));
+    check("forwarded = true", "Forwarded: for=1.2.3.4\r\n", Some(own));
+    let both = format!("{trusting}\nforwarded = true");
+    check(&both, "Forwarded: for=1.2.3.4\r\n", Some(&format!("for=1.2.3.4, {own}")));
+}

@@ -15,6 +15,7 @@ pub const KEYS: &[&str] = &[
     "server.drain_timeout",
     "server.drain_delay",
     "server.trusted_proxies",
+    "server.forwarded",
     "limits.header_bytes",
     "limits.header_count",
     "limits.uri_bytes",

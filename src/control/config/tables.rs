@@ -48,6 +48,7 @@ fn server(section: Section<'_>) -> Server {
             .read("max_connections_per_worker", 16_384, |node| Ok(node.integer(1..=1_000_000)? as u32)),
         drain_timeout: section.read("drain_timeout", SECOND * 30, |node| node.duration(Duration::ZERO..=HOUR)),
         drain_delay: section.read("drain_delay", Duration::ZERO, |node| node.duration(Duration::ZERO..=MINUTE * 10)),
+        forwarded: section.read("forwarded", false, Node::boolean),
         trusted_proxies: section
             .list("trusted_proxies", 0..=256, network)
             .map(|networks| networks.into_iter().map(|(network, _)| network).collect())
