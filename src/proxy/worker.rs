@@ -12,7 +12,7 @@ use super::pool::EndpointState;
 use super::transaction::Scratch;
 use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
-use crate::snapshot::{EndpointId, Phase, RouteId, Seam, Snapshot};
+use crate::snapshot::{EndpointId, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
@@ -96,7 +96,8 @@ pub struct Loaded {
 #[derive(Debug, Default)]
 struct Known {
     endpoints: HashMap<EndpointId, Rc<EndpointState>>,
-    in_flight: HashMap<RouteId, Rc<Cell<u32>>>,
+    /// By the services' names.
+    in_flight: HashMap<Box<str>, Rc<Cell<u32>>>,
 }
 
 impl Known {
@@ -298,7 +299,7 @@ impl Loaded {
                         Rc::clone(state)
                     })
                     .collect(),
-                in_flight: Rc::clone(known.in_flight.entry(service.route).or_default()),
+                in_flight: Rc::clone(known.in_flight.entry(service.name.clone()).or_default()),
             })
             .collect();
         known.endpoints.values().for_each(|endpoint| endpoint.close_if_retired());
