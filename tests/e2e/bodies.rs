@@ -4,9 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
-use crate::support::{Backend, Gate, Gateway, PatternCheck, gateway_to, pattern, service, until};
+use crate::support::{Backend, Gate, Gateway, PatternCheck, gateway_to, pattern, service, until_still};
 
 const MIB: u64 = 1024 * 1024;
 const LARGE: u64 = 64 * MIB;
@@ -143,11 +142,7 @@ fn a_client_that_reads_nothing_holds_the_backend_back() {
     client.send("GET /api HTTP/1.1\r\nHost: a\r\n\r\n");
     client.head();
     // The sockets' buffers fill up, and then nothing moves any more.
-    until("the backend is held back", || {
-        let seen = sent.load(Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(200));
-        seen > 0 && sent.load(Ordering::Relaxed) == seen
-    });
+    until_still("the backend is held back", || sent.load(Ordering::Relaxed));
     assert!(sent.load(Ordering::Relaxed) < LARGE / 2, "{} bytes were taken", sent.load(Ordering::Relaxed));
     let after = gateway.resident_kib();
     assert!(after < before + GROWTH_KIB, "resident memory grew from {before} to {after} KiB");
@@ -177,7 +172,7 @@ fn a_backend_that_reads_nothing_holds_the_client_back() {
     let mut client = gateway.connect();
     client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n"));
     let sent = Arc::new(AtomicU64::new(0));
-    let mut sender = crate::support::Client::from(client.stream.try_clone().expect("a second handle"));
+    let mut sender = client.sender();
     let sending = thread::spawn({
         let sent = Arc::clone(&sent);
         move || {
@@ -188,11 +183,7 @@ fn a_backend_that_reads_nothing_holds_the_client_back() {
             })
         }
     });
-    until("the client is held back", || {
-        let seen = sent.load(Ordering::Relaxed);
-        thread::sleep(Duration::from_millis(200));
-        seen > 0 && sent.load(Ordering::Relaxed) == seen
-    });
+    until_still("the client is held back", || sent.load(Ordering::Relaxed));
     assert!(sent.load(Ordering::Relaxed) < LARGE / 2, "{} bytes were taken", sent.load(Ordering::Relaxed));
     let after = gateway.resident_kib();
     assert!(after < before + GROWTH_KIB, "resident memory grew from {before} to {after} KiB");
@@ -338,7 +329,7 @@ fn an_answer_before_the_body_is_through_stops_the_upload() {
     let gateway = Gateway::start(&service("api", &[backend.url()], "[services.api.limits]\nbody_bytes = 0"));
     let mut client = gateway.connect();
     client.send(format!("POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n"));
-    let mut receiver = crate::support::Client::from(client.stream.try_clone().expect("a second handle"));
+    let mut receiver = client.sender();
     let sending = thread::spawn(move || send_pattern(false, |piece| client.try_send(piece)));
     let answer = receiver.response();
     assert_eq!((answer.status, answer.text().as_str()), (413, "no"));

@@ -27,7 +27,12 @@ fn a_name_that_does_not_resolve_is_no_endpoint() {
 fn a_unix_socket_is_an_endpoint() {
     let path = std::env::temp_dir().join(format!("ringway-e2e-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
-    Backend::unix(&path, OK);
+    Backend::unix(&path, |connection| {
+        loop {
+            connection.request()?;
+            connection.send(OK)?;
+        }
+    });
     let gateway = Gateway::start(&service("api", &[format!("unix:{}", path.display())], ""));
     for _ in 0..3 {
         assert_eq!(gateway.get("/api/x").text(), "ok");

@@ -1,5 +1,6 @@
 //! More than there is room for: it waits or is refused, and afterwards all is as before.
 
+use crate::support::gateway::with_descriptors;
 use crate::support::{Backend, Client, Gate, Gateway, gateway_to, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -87,9 +88,7 @@ fn requests_in_flight_past_the_limit_are_refused() {
 #[test]
 fn the_descriptor_limit_crashes_nothing() {
     let backend = Backend::answering(OK);
-    let mut limited = std::process::Command::new("/bin/sh");
-    limited.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ringway")]);
-    let gateway = Gateway::start_command(limited, "", &service("api", &[backend.url()], ""));
+    let gateway = Gateway::start_command(with_descriptors(64, 64), "", &service("api", &[backend.url()], ""));
     let mut clients: Vec<_> = (0..100).map(|_| gateway.connect()).collect();
     for client in &mut clients {
         client.send(GET);

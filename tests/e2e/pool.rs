@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::backend::Backend;
-use crate::support::gateway::Gateway;
-use crate::support::{service, until};
+use crate::support::client::Sight;
+use crate::support::{Backend, Client, Gateway, service, until};
 
 #[test]
 fn a_pooled_connection_that_died_costs_the_client_nothing() {
@@ -68,6 +67,84 @@ fn a_request_that_may_have_been_served_is_not_sent_again_unless_idempotent() {
     assert_eq!((status("PUT"), status("PUT")), (200, 200));
     assert_eq!(backend.requests().len(), 5);
     assert_eq!(gateway.metric("api_gateway_retries_total{worker=\"0\"}"), 1.0);
+}
+
+/// How a pooled connection ends when a request's head has come on it.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Orderly,
+    Reset,
+}
+
+/// A backend whose first connection serves one request and dies of the second one's head, and the gateway in front of it.
+/// Behind the head on the next connection the backend says `go_on`.
+fn dies_once(end: End, go_on: &'static str) -> (Backend, Gateway, Client) {
+    let backend = Backend::start(move |connection| {
+        if connection.index == 0 {
+            connection.request()?;
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+            connection.head()?;
+            if let End::Reset = end {
+                connection.reset();
+            }
+            return Ok(());
+        }
+        let head = connection.head()?;
+        connection.send(go_on)?;
+        let body = match head.header("content-length") {
+            Some(_) => connection.take(5)?,
+            None => connection.chunk()?,
+        };
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")?;
+        connection.send(body)
+    });
+    let gateway = Gateway::start(&service("a", &[backend.url()], ""));
+    let mut client = gateway.connect();
+    client.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.response().status, 200);
+    (backend, gateway, client)
+}
+
+#[test]
+fn a_body_that_waits_for_100_survives_a_pooled_connection_that_died() {
+    for end in [End::Orderly, End::Reset] {
+        let (backend, gateway, mut client) = dies_once(end, "HTTP/1.1 100 Continue\r\n\r\n");
+        client.send(
+            "PUT /a HTTP/1.1\r\nHost: a\r\nX-Request-Id: put\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        );
+        assert_eq!(client.response().status, 100, "{end:?}");
+        client.send("hello");
+        let answer = client.response();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{end:?}");
+        assert_eq!(backend.connections(), 2);
+        assert_eq!(gateway.logged("put")["retries"], 1);
+    }
+}
+
+#[test]
+fn a_body_that_comes_later_survives_a_pooled_connection_that_died() {
+    for end in [End::Orderly, End::Reset] {
+        for framing in [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n")] {
+            let (backend, gateway, mut client) = dies_once(end, "");
+            client.send(format!("PUT /a HTTP/1.1\r\nHost: a\r\nX-Request-Id: put\r\n{}\r\n\r\n", framing.0));
+            until("it is sent again", || backend.connections() == 2 || client.sight() != Sight::Nothing);
+            client.send(framing.1);
+            let answer = client.response();
+            assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{end:?} {}", framing.0);
+            assert_eq!(gateway.logged("put")["retries"], 1);
+        }
+    }
+}
+
+#[test]
+fn a_head_that_may_have_been_acted_on_is_not_sent_again() {
+    for end in [End::Orderly, End::Reset] {
+        let (backend, _gateway, mut client) = dies_once(end, "");
+        client.send("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
+        let answer = client.response();
+        assert_eq!((answer.status, answer.reason().as_str()), (502, "upstream_closed"), "{end:?}");
+        assert_eq!(backend.connections(), 1);
+    }
 }
 
 #[test]

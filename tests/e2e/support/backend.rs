@@ -1,8 +1,8 @@
 //! A backend that does exactly what a test says, on a thread for each connection.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixListener;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::DEADLINE;
 use super::client::header;
+use super::{DEADLINE, SMALL};
 
 /// Where a test's backend listens, and what it saw.
 pub struct Backend {
@@ -55,20 +55,43 @@ trait Stream: Read + Write + Send {
     fn tcp(&self) -> Option<&TcpStream> {
         None
     }
+
+    fn stop_reading(&self) -> io::Result<()>;
 }
 
 impl Stream for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
     }
+
+    fn stop_reading(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Read)
+    }
 }
 
-impl Stream for std::os::unix::net::UnixStream {}
+impl Stream for UnixStream {
+    fn stop_reading(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Read)
+    }
+}
 
 impl Backend {
     /// Every connection is handed to `script`; when it returns, the connection is closed.
     pub fn start(script: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static) -> Backend {
+        Backend::start_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"), script)
+    }
+
+    /// The same, with connections whose kernel takes few bytes that the script has not read.
+    pub fn start_small(script: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static) -> Backend {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        socket2::SockRef::from(&listener).set_recv_buffer_size(SMALL).expect("an option");
+        Backend::start_on(listener, script)
+    }
+
+    fn start_on(
+        listener: TcpListener,
+        script: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Backend {
         let address = listener.local_addr().expect("an address");
         let backend =
             Backend { address, connections: Arc::default(), requests: Arc::default(), panicked: Arc::default() };
@@ -118,14 +141,24 @@ impl Backend {
         })
     }
 
+    /// Takes requests and answers none.
+    pub fn silent() -> Backend {
+        Backend::start(|connection| {
+            connection.request()?;
+            connection.rest();
+            Ok(())
+        })
+    }
+
     /// A backend on a Unix socket, with one connection after another.
-    pub fn unix(path: &Path, answer: &'static str) {
+    pub fn unix(path: &Path, script: impl Fn(&mut Connection) -> io::Result<()> + Send + 'static) {
         let listener = UnixListener::bind(path).expect("a free path");
         thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for (index, stream) in listener.incoming().map_while(Result::ok).enumerate() {
                 let mut connection =
-                    Connection { stream: Box::new(stream), buf: Vec::new(), index: 0, requests: Arc::default() };
-                while connection.request().is_ok() && connection.send(answer).is_ok() {}
+                    Connection { stream: Box::new(stream), buf: Vec::new(), index, requests: Arc::default() };
+                // As above: most scripts end with an error.
+                let _ = script(&mut connection);
             }
         });
     }
@@ -208,13 +241,18 @@ impl Connection {
 
     /// Closes at once, not when the script ends.
     pub fn close(&mut self) {
-        self.stream = Box::new(std::os::unix::net::UnixStream::pair().expect("two sockets").0);
+        self.stream = Box::new(UnixStream::pair().expect("two sockets").0);
     }
 
     /// Makes the close a reset.
     pub fn reset(&self) {
         let stream = self.stream.tcp().expect("TCP");
         socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("an option");
+    }
+
+    /// Takes no more bytes. On a Unix socket the gateway's next write fails, while what the script sends still arrives.
+    pub fn stop_reading(&self) -> io::Result<()> {
+        self.stream.stop_reading()
     }
 
     /// Whether a request begins within `patience`. A request that begins later finds the connection closed.

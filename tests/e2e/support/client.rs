@@ -3,7 +3,10 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-use super::{DEADLINE, QUIET};
+use rustix::net::RecvFlags;
+use socket2::{Domain, Socket, Type};
+
+use super::{DEADLINE, QUIET, SMALL};
 
 /// A connection.
 pub struct Client {
@@ -47,6 +50,15 @@ impl Response {
     }
 }
 
+/// What a read would find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    Nothing,
+    Bytes,
+    /// The connection is closed or reset.
+    End,
+}
+
 /// The value of a field in a head; it must be there once at most.
 pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut values = head.lines().skip(1).filter_map(|line| {
@@ -61,6 +73,20 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 impl Client {
     pub fn connect(address: SocketAddr) -> Client {
         Client::from(TcpStream::connect(address).expect("a listener"))
+    }
+
+    /// A connection whose kernel takes few bytes that the client has not read.
+    pub fn connect_small(address: SocketAddr) -> Client {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+        // The window's scale is agreed on with the connection, so the size must be known before.
+        socket.set_recv_buffer_size(SMALL).expect("an option");
+        socket.connect(&address.into()).expect("a listener");
+        Client::from(TcpStream::from(socket))
+    }
+
+    /// A second handle on the connection, for another thread.
+    pub fn sender(&self) -> Client {
+        Client::from(self.stream.try_clone().expect("a second handle"))
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -175,6 +201,22 @@ impl Client {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => panic!("the connection stays open"),
                 Ok(0) | Err(_) => return std::mem::take(&mut self.buf),
             }
+        }
+    }
+
+    /// Everything until the orderly end of the connection, or how else it ended.
+    pub fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
+        while self.fill()? > 0 {}
+        Ok(std::mem::take(&mut self.buf))
+    }
+
+    /// What a read would find right now.
+    pub fn sight(&self) -> Sight {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.stream, &mut [0; 1], flags) {
+            Ok((1.., _)) => Sight::Bytes,
+            Err(rustix::io::Errno::AGAIN) => Sight::Nothing,
+            Ok(_) | Err(_) => Sight::End,
         }
     }
 

@@ -32,7 +32,12 @@ impl Lines {
 
     /// The first line that `wanted` accepts, waited for.
     pub fn wait_for(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + DEADLINE;
+        self.within(DEADLINE, wanted)
+    }
+
+    /// The same, with less patience.
+    pub fn within(&self, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + patience;
         let mut lines = self.0.0.lock().expect("no panic");
         loop {
             if let Some(line) = lines.iter().find(|line| wanted(line)) {
@@ -105,6 +110,11 @@ impl Gateway {
         Client::connect(self.address)
     }
 
+    /// See [`Client::connect_small`].
+    pub fn connect_small(&self) -> Client {
+        Client::connect_small(self.address)
+    }
+
     /// One request on a connection of its own.
     pub fn send(&self, request: impl AsRef<[u8]>) -> Response {
         let mut client = self.connect();
@@ -144,6 +154,11 @@ impl Gateway {
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the process lives").count()
+    }
+
     /// The value of a sample in `/metrics`, 0 when it is not there.
     pub fn metric(&self, sample: &str) -> f64 {
         let text = self.get("/metrics").text();
@@ -155,6 +170,19 @@ impl Gateway {
     pub fn logged(&self, request_id: &str) -> Value {
         self.log.wait_for(|line| line["request_id"] == request_id)
     }
+
+    /// The same, which must come soon.
+    pub fn logged_within(&self, patience: Duration, request_id: &str) -> Value {
+        self.log.within(patience, |line| line["request_id"] == request_id)
+    }
+}
+
+/// The binary with so many descriptors at first, and so many that it may allow itself; for [`Gateway::start_command`].
+pub fn with_descriptors(soft: u32, hard: u32) -> Command {
+    let mut command = Command::new("/bin/sh");
+    let script = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_ringway")]);
+    command
 }
 
 impl Drop for Gateway {

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod client;
 pub mod gateway;
+pub mod kernel;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -18,6 +19,9 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// How long a test watches before it believes that something does not happen.
 pub const QUIET: Duration = Duration::from_millis(250);
 
+/// The receive buffer of a slow reader, in bytes.
+pub const SMALL: usize = 64 * 1024;
+
 /// Waits for a condition.
 pub fn until(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + DEADLINE;
@@ -25,6 +29,15 @@ pub fn until(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < end, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until a number has risen above zero and stands still.
+pub fn until_still(what: &str, number: impl Fn() -> u64) {
+    until(what, || {
+        let seen = number();
+        thread::sleep(QUIET / 2);
+        seen > 0 && number() == seen
+    });
 }
 
 /// `[services.<name>]` with a prefix of the same name, and further lines.
