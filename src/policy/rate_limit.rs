@@ -86,6 +86,18 @@ pub struct Token {
     leased: bool,
 }
 
+impl Token {
+    /// The slot of the ledger's clock that it is counted in.
+    pub fn slot(&self) -> u64 {
+        self.slot
+    }
+
+    /// Whether it was taken ahead, rather than for the request that has it.
+    pub fn is_leased(&self) -> bool {
+        self.leased
+    }
+}
+
 /// A waiting request's place in its key's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u32);

@@ -114,7 +114,8 @@ mod tests {
         let keys: HashSet<_> =
             identities.iter().flat_map(|identity| [hasher.key(1, identity), hasher.key(2, identity)]).collect();
         assert_eq!(keys.len(), 2 * identities.len());
-        assert_eq!(hasher.key(1, &identities[0]), hasher.clone().key(1, &identities[0]));
+        let [one, another] = [hasher.clone(), hasher.clone()];
+        assert_eq!(one.key(1, &identities[0]), another.key(1, &identities[0]));
         let neighbour = Identity::ip("2001:db8::ffff".parse().unwrap(), 64);
         assert_eq!(hasher.key(1, &identities[5]), hasher.key(1, &neighbour));
     }
