@@ -13,6 +13,9 @@ use crate::traffic::window::{Grant, Limit, Order, Report};
 /// The longest that a lease nobody uses keeps its tokens.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
+/// The smallest lease that is refilled before it is empty: for a slower key that saves no wait worth an order.
+const REFILL_MIN: u32 = 16;
+
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) era: u32,
@@ -282,7 +285,9 @@ impl Lease {
         let wanted = if now < self.valid_until {
             self.expected(now).max(2 * self.size).max(1)
         } else if now < self.valid_until + self.limit.slot() {
-            self.used
+            // One of them is the request that waits; the root more, since requests come at random.
+            let ahead = self.used.saturating_sub(1);
+            ahead + ahead.isqrt()
         } else {
             0
         };
@@ -291,7 +296,7 @@ impl Lease {
 
     /// An order for more when a quarter is left and the slot will need more than that.
     fn refill(&mut self, now: Instant) -> Option<Order> {
-        if self.is_asking || self.left > self.size / 4 || self.size < 4 {
+        if self.is_asking || self.left > self.size / 4 || self.size < REFILL_MIN {
             return None;
         }
         let expected = self.expected(now).min(self.limit.parked_max());

@@ -91,19 +91,20 @@ fn a_lease_grows_with_use_and_dies_with_its_slot() {
     let order = bench.asks(100);
     assert_eq!((order.waiting, order.report), (1, report(3, 0, 0)));
     assert!((1..=20).contains(&order.ahead), "{order:?}");
-    bench.granted(100, 100, 1 + 9, 3, 900);
+    bench.granted(100, 100, 1 + 20, 3, 900);
     // At a quarter of what it had it asks for what the rest of the slot needs, and nobody waits.
-    assert_eq!(bench.pass(200, 6), 6);
+    assert_eq!(bench.pass(200, 14), 14);
     let Verdict::Allow { refill: Some(order), .. } = bench.check(200) else { panic!("a quarter is left") };
-    assert_eq!((order.waiting, order.report), (0, report(3, 0, 7)));
-    assert!((30..=40).contains(&(order.ahead + 2)), "{order:?}");
+    assert_eq!((order.waiting, order.report), (0, report(3, 0, 15)));
+    assert!((60..=70).contains(&(order.ahead + 5)), "{order:?}");
     assert_eq!(bench.granted(200, 200, 18, 3, 800).admitted, 0);
     assert_eq!(bench.pass(999, 10), 10);
-    // A thousandth is left to clocks that differ; the rest of the lease goes back with the next order.
-    assert_eq!(bench.asks(1_000), Order { waiting: 1, ahead: 19, report: report(3, 10, 20) });
-    bench.granted(1_000, 1_000, 20, 4, 1_000);
+    // A thousandth is left to clocks that differ; the rest of the lease goes back with the next order. What the slot before
+    // used, and a little more, is taken at once.
+    assert_eq!(bench.asks(1_000), Order { waiting: 1, ahead: 26 + 5, report: report(3, 13, 23) });
+    bench.granted(1_000, 1_000, 1 + 31, 4, 1_000);
     // After a pause it starts small.
-    assert_eq!(bench.asks(4_000), Order { waiting: 1, ahead: 0, report: report(4, 19, 19) });
+    assert_eq!(bench.asks(4_000), Order { waiting: 1, ahead: 0, report: report(4, 31, 31) });
 }
 
 #[test]
