@@ -11,9 +11,10 @@
 //!   the window holds more of the tokens counted than the limit. So, by the ledger's clock, an interval shorter than the
 //!   window by the longest time that an answer took holds no more *admissions* than the limit; and when answers come within
 //!   their slot, no interval as long as the window does.
-//! - **Hardly refused early.** A request is refused only when the ledger counts, in the current slot and the 128 before it,
-//!   more than 99 % of the limit in tokens that are spent, that are under way to waiting requests, or that were lost with
-//!   an answer or a worker in that time; or when that was so at an earlier moment, and no slot has left the window since.
+//! - **Hardly refused early.** The ledger refuses a request only when it counts, in the current slot and the 128 before it,
+//!   at least the limit less 1 % of it (rounded down) in tokens that are spent, under way to waiting requests, on their way
+//!   back, or lost with an answer or a worker. A worker refuses on its own only until the oldest of those slots leaves the
+//!   window.
 //! - **A refusal takes nothing**, and a denied key asks nothing until its reset.
 //! - **Nothing leaks.** A token not used is reported once, with the next order or by [`LeaseTable::sweep`]. What is lost with
 //!   a crash or a reply counts until its slot leaves the window, and is never used.
@@ -36,7 +37,7 @@ use lease::Lease;
 use crate::traffic::table::Table;
 use crate::traffic::window::{Grant, Limit, LimitKey, Order, Report};
 
-/// The most keys a worker holds state for, unless said otherwise: about 12 MB when full.
+/// The most keys a worker holds state for, unless said otherwise: about 25 MB when full.
 pub const KEYS_MAX: usize = 65_536;
 
 /// The most limits on one request.

@@ -122,15 +122,19 @@ if changed and total == 0 then
   if not fresh then redis.call('DEL', key) end
 elseif changed then
   if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
-  local fields = { 'w', width, 'h', slot, 'o', oldest, 't', total, 'p', parked }
+  local fields = { 't', total }
+  local function put(field, value)
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  if new_slot then put('h', slot) end
+  if fresh then put('w', width) end
+  if fresh or oldest ~= tonumber(known[3]) then put('o', oldest) end
+  if fresh or parked ~= tonumber(known[5]) then put('p', parked) end
   local function set(of, value, value_parked)
     if value == 0 then return end
-    fields[#fields + 1] = of
-    fields[#fields + 1] = value
-    if value_parked > 0 or had_parked then
-      fields[#fields + 1] = 'p' .. of
-      fields[#fields + 1] = value_parked
-    end
+    put(of, value)
+    if value_parked > 0 or had_parked then put('p' .. of, value_parked) end
   end
   set(slot, count, count_parked)
   if other then set(reported, other, other_parked) end

@@ -6,6 +6,8 @@
 //! can neither get past the limiter (the flooding keys have one limit's worth per shard together) nor shut out anyone who
 //! was there before it (a live window is never evicted). When there is room again, a key takes the shared window's counts
 //! along: never over the limit on the way in or out, at the price of being counted with strangers for one window.
+//!
+//! It is handed a clock that should not be set back: a key evicted before that is not remembered after it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
