@@ -6,6 +6,7 @@
 //! - [`http`]: bytes to messages and back, pure.
 //! - [`policy`]: what is written down about a request, pure.
 //! - [`traffic`]: where a request goes, pure: path, host, route, balance.
+//! - [`redis`]: who owns the counts that workers and gateways share.
 //! - [`telemetry`]: a worker's counters, their exposition, the way of a log line out of a worker.
 //! - [`snapshot`]: the seam between the planes: what the control plane publishes and every worker reads.
 //! - [`control`]: the control plane, one tokio thread: configuration, name resolution, signals, management endpoints.
@@ -31,6 +32,7 @@ pub mod demo;
 pub mod http;
 pub mod policy;
 pub mod proxy;
+pub mod redis;
 pub mod snapshot;
 pub mod telemetry;
 pub mod traffic;

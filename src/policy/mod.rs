@@ -1,3 +1,4 @@
-//! Policies, pure: one verdict each. So far, what is written down about a request.
+//! Policies, pure: one verdict each. What is written down about a request, and how often one may come.
 
 pub mod access_log;
+pub mod rate_limit;

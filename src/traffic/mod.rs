@@ -4,3 +4,5 @@ pub mod balance;
 pub mod host;
 pub mod path;
 pub mod route;
+pub mod table;
+pub mod window;
