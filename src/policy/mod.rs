@@ -1,3 +1,4 @@
-//! Policies, pure: one verdict each. So far, what is written down about a request.
+//! Policies, pure: one verdict each. Who a client is, and what is written down about its request.
 
 pub mod access_log;
+pub mod auth;
