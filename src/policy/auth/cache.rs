@@ -29,7 +29,6 @@ pub const CAPACITY_MAX: usize = 1 << 20;
 const WAYS: usize = 4;
 
 /// A worker's verified credentials.
-#[derive(Debug)]
 pub struct Cache {
     key: [u64; 2],
     version: u64,
@@ -37,7 +36,14 @@ pub struct Cache {
     owners: Vec<Option<Rc<Identity>>>,
 }
 
-#[derive(Debug, Default)]
+/// Without the key of the hash, which is a secret.
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("version", &self.version).field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct Slot {
     tag: u128,
     identity: Option<Rc<Identity>>,

@@ -17,7 +17,7 @@ pub const TOKEN_MAX: usize = 8_192;
 pub const API_KEY_MAX: usize = 256;
 
 /// The credential of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Presented<'a> {
     /// None that concerns the gateway.
     None,
@@ -38,6 +38,18 @@ pub enum Malformed {
     Authorization,
     /// `X-API-Key` is empty, too long, or holds what is no visible ASCII.
     ApiKey,
+}
+
+/// Without the credential itself, which must not end up in a log.
+impl std::fmt::Debug for Presented<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Presented::None => f.write_str("None"),
+            Presented::Bearer(_) => f.write_str("Bearer(…)"),
+            Presented::ApiKey(_) => f.write_str("ApiKey(…)"),
+            Presented::Malformed(why) => write!(f, "Malformed({why:?})"),
+        }
+    }
 }
 
 impl<'a> Presented<'a> {
@@ -79,11 +91,26 @@ fn bearer(value: &[u8]) -> Result<Option<&[u8]>, Malformed> {
 
 /// RFC 6750, section 2.1, and the bound.
 fn is_b64token(value: &[u8]) -> bool {
+    if value.len() > TOKEN_MAX {
+        return false;
+    }
     let padding = value.iter().rev().take_while(|&&byte| byte == b'=').count();
     let text = &value[..value.len() - padding];
-    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
-    !text.is_empty() && value.len() <= TOKEN_MAX && text.iter().all(is_allowed)
+    // Every byte is looked at, so that there is no branch per byte.
+    !text.is_empty() && text.iter().fold(true, |all, &byte| all & TOKEN_BYTES[byte as usize])
 }
+
+/// Letters, digits and `-._~+/`.
+static TOKEN_BYTES: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let value = byte as u8;
+        allowed[byte] = value.is_ascii_alphanumeric() || matches!(value, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+        byte += 1;
+    }
+    allowed
+};
 
 /// Whether `value` can be an API key at all.
 pub(super) fn is_api_key(value: &[u8]) -> bool {
@@ -153,6 +180,11 @@ mod tests {
         let token = "a".repeat(TOKEN_MAX);
         check(Some(&format!("Bearer {token}")), None, Bearer(token.as_bytes()));
         check(Some(&format!("Bearer {token}a")), None, refused(Authorization));
+    }
+
+    #[test]
+    fn credentials_do_not_show_themselves() {
+        assert_eq!(format!("{:?} {:?}", Presented::Bearer(b"a"), Presented::ApiKey(b"b")), "Bearer(…) ApiKey(…)");
     }
 
     proptest! {

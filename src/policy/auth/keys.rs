@@ -277,6 +277,11 @@ fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<(DecodingKey, KeyKind), KeyErr
     if !(2_048..=8_192).contains(&bits) {
         return Err(KeyError::RsaSize(bits));
     }
+    // With an exponent of 1 a message is its own signature. The parser lets that pass, and an even number too.
+    let is_odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
+    if e == [1] || !is_odd(e) || !is_odd(n) {
+        return Err(KeyError::Invalid);
+    }
     let parsed = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256);
     parsed.map_err(|_| KeyError::Invalid)?;
     Ok((DecodingKey::from_rsa_raw_components(n, e), KeyKind::Rsa))

@@ -108,6 +108,9 @@ fn what_a_jwk_set_holds_besides_is_skipped() {
     check(json!({ "kty": "RSA", "n": "", "e": "" }), SkipReason::Invalid);
     check(with(rsa(), json!({ "n": "?" })), SkipReason::Invalid);
     check(with(rsa(), json!({ "e": "AA" })), SkipReason::Invalid);
+    check(with(rsa(), json!({ "e": "AQ" })), SkipReason::Invalid);
+    check(with(rsa(), json!({ "e": "AAAAAQ" })), SkipReason::Invalid);
+    check(with(rsa(), json!({ "e": "AQAA" })), SkipReason::Invalid);
     check(json!({ "kty": "RSA", "n": encode([0xff; 128]), "e": "AQAB" }), SkipReason::Invalid);
     check(json!({ "kty": "RSA", "n": encode([0xff; 2_000]), "e": "AQAB" }), SkipReason::Invalid);
     check(json!({ "kty": "EC", "crv": "P-256", "x": encode([1; 32]), "y": encode([1; 32]) }), SkipReason::Invalid);
@@ -188,4 +191,26 @@ fn only_so_many_keys_are_tried() {
 fn keys_do_not_show_themselves() {
     let shown = format!("{:?}", KeySet::from_secret(SECRET, &[HS256]).expect("keys"));
     assert!(!shown.contains("0123456789") && !shown.contains("48, 49, 50"), "{shown}");
+}
+
+proptest::proptest! {
+    /// Key material comes from files and from the network.
+    #[test]
+    fn no_key_material_panics(bytes: Vec<u8>, at: proptest::sample::Index, bit in 0..8u32) {
+        let _ = KeySet::from_jwks(&bytes, &ALL);
+        let _ = KeySet::from_pem(&bytes, &ALL);
+        let _ = KeySet::from_pem(pem("PUBLIC KEY", &bytes).as_bytes(), &ALL);
+        let _ = KeySet::from_pem(pem("RSA PUBLIC KEY", &bytes).as_bytes(), &ALL);
+        for text in [encode(&bytes), String::from_utf8_lossy(&bytes).into_owned()] {
+            for members in [json!({ "n": text, "e": text }), json!({ "x": text, "y": text }), json!({ "kid": text })] {
+                let keys: Vec<_> = ALL.iter().map(|&algorithm| with(ISSUER.jwk(algorithm), members.clone())).collect();
+                let _ = jwks(&keys, &ALL);
+            }
+        }
+        for mut der in [x509(KeyPair::public_key(&ISSUER.rsa)), x509(ISSUER.p256.public_key())] {
+            let at = at.index(der.len());
+            der[at] ^= 1 << bit;
+            let _ = KeySet::from_pem(pem("PUBLIC KEY", &der).as_bytes(), &ALL);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use TokenError::{Audience, Claims, Expired, Issuer, Malformed, NotYetValid, Sign
 use super::*;
 use crate::policy::auth::credentials::TOKEN_MAX;
 use crate::policy::auth::identity::Identity;
+use crate::policy::auth::install;
 use crate::policy::auth::jwt::{self, Rules, TokenError};
 use crate::policy::auth::mint::{Mint, mint};
 
@@ -275,6 +276,8 @@ fn what_becomes_of_good_claims() {
 
 #[test]
 fn minted_tokens_are_good() {
+    install();
+    install();
     let scopes = ["sms".to_owned(), "llm".to_owned()];
     let order = Mint { subject: "dev", scopes: &scopes, lifetime: 60, issuer: Some("us"), audience: Some("api") };
     let rules = Rules { issuers: vec!["us".into()], audiences: vec!["api".into()], leeway: 0, ..Rules::default() };
