@@ -6,6 +6,7 @@
 //! - [`http`]: bytes to messages and back, pure.
 //! - [`policy`]: what is written down about a request, pure.
 //! - [`traffic`]: where a request goes, pure: path, host, route, balance.
+//! - [`redis`]: one pipelined connection a worker to what all gateways share.
 //! - [`telemetry`]: a worker's counters, their exposition, the way of a log line out of a worker.
 //! - [`snapshot`]: the seam between the planes: what the control plane publishes and every worker reads.
 //! - [`control`]: the control plane, one tokio thread: configuration, name resolution, signals, management endpoints.
@@ -23,7 +24,7 @@
 //! 7. Everything has a maximum.
 //! 8. Bodies stream both ways with backpressure; no message is ever held whole in memory.
 //!
-//! Layering: `http`, `policy` and `traffic` hold no `async`, clock, randomness or IO. `proxy` never names `control`,
+//! Layering: `http`, `policy`, `traffic` and `redis::resp` hold no `async`, clock, randomness or IO. `proxy` never names `control`,
 //! `control` never names `proxy`; the binary alone knows both.
 
 pub mod control;
@@ -31,6 +32,7 @@ pub mod demo;
 pub mod http;
 pub mod policy;
 pub mod proxy;
+pub mod redis;
 pub mod snapshot;
 pub mod telemetry;
 pub mod traffic;
