@@ -24,8 +24,8 @@
 //! 7. Everything has a maximum.
 //! 8. Bodies stream both ways with backpressure; no message is ever held whole in memory.
 //!
-//! Layering: `http`, `policy`, `traffic` and `redis::resp` hold no `async`, clock, randomness or IO. `proxy` never names `control`,
-//! `control` never names `proxy`; the binary alone knows both.
+//! Layering: `http`, `policy`, `traffic` and `redis::resp` hold no `async`, clock, randomness or IO. `proxy` never names
+//! `control`, `control` never names `proxy`; the binary alone knows both.
 
 pub mod control;
 pub mod demo;
