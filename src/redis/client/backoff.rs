@@ -29,7 +29,7 @@ mod tests {
         for failures in [8, 9, 16, 1_000, u32::MAX] {
             assert_eq!(pause(failures, 0), LONGEST / 2);
             assert_eq!(pause(failures, 1_000_000_000), LONGEST);
-            assert!((0..1_000).all(|draw| pause(failures, draw * 0x9E37_79B9_7F4A_7C15) <= LONGEST));
+            assert!((0..1_000u64).all(|draw| pause(failures, draw.wrapping_mul(0x9E37_79B9_7F4A_7C15)) <= LONGEST));
         }
     }
 }

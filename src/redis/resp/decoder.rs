@@ -2,7 +2,7 @@
 //!
 //! The `redis-protocol` crate reads the frames. What it leaves to its caller is done here: it recurses as deep as a peer
 //! nests, waits for however many bytes a length announces, and takes any two bytes for the end of a bulk string. So a
-//! [`Walk`] goes ahead of it, frame by frame, and remembers how far it has come.
+//! `Walk` goes ahead of it, frame by frame, and remembers how far it has come.
 
 use bytes::BytesMut;
 use redis_protocol::resp2::decode::decode_range;
