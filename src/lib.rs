@@ -6,7 +6,7 @@
 //! - [`http`]: bytes to messages and back, pure.
 //! - [`policy`]: what is written down about a request, pure.
 //! - [`traffic`]: where a request goes, pure: path, host, route, balance.
-//! - [`redis`]: who owns the counts that workers and gateways share.
+//! - [`redis`]: who owns the counts of the rate limits, and the one pipelined connection a worker to Redis.
 //! - [`telemetry`]: a worker's counters, their exposition, the way of a log line out of a worker.
 //! - [`snapshot`]: the seam between the planes: what the control plane publishes and every worker reads.
 //! - [`control`]: the control plane, one tokio thread: configuration, name resolution, signals, management endpoints.
@@ -24,8 +24,8 @@
 //! 7. Everything has a maximum.
 //! 8. Bodies stream both ways with backpressure; no message is ever held whole in memory.
 //!
-//! Layering: `http`, `policy` and `traffic` hold no `async`, clock, randomness or IO. `proxy` never names `control`,
-//! `control` never names `proxy`; the binary alone knows both.
+//! Layering: `http`, `policy`, `traffic` and `redis::resp` hold no `async`, clock, randomness or IO. `proxy` never names
+//! `control`, `control` never names `proxy`; the binary alone knows both.
 
 pub mod control;
 pub mod demo;
