@@ -1,5 +1,6 @@
 """What the load tests share: servers on free ports that end with the test, CPU time by process, wrk's output."""
 
+import collections
 import contextlib
 import glob
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.join(ROOT, "target", "release", "ringway")
@@ -48,6 +50,11 @@ def raise_descriptors(wanted):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+
+
+# What a service says that lets everybody in.
+OPEN = """auth = "none"
+rate_limit = { enabled = false }"""
 
 
 class Bench(contextlib.ExitStack):
@@ -153,8 +160,16 @@ backend back
         wait_for_port(port)
         return port, process
 
-    def ringway(self, endpoint, tables="", name="ringway"):
-        """ringway with one worker; returns (port, process)."""
+    def redis(self):
+        """An empty Redis on the load core; returns its port."""
+        port = free_port()
+        self.start(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                   LOAD_CORE, cwd=self.folder, stdout=subprocess.DEVNULL)
+        wait_for_port(port)
+        return port
+
+    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN):
+        """ringway with one worker, its service under `policy`; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
 [server]
 host = "127.0.0.1"
@@ -164,6 +179,7 @@ workers = 1
 [services.bench]
 prefix = "/api"
 endpoints = ["{endpoint}"]
+{policy}
 [services.bench.limits]
 body_bytes = 0
 """)
@@ -212,9 +228,22 @@ def resident_kib(pid):
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 
 
-def wrk(port, connections, seconds, path="/api/x", headers=()):
+def samples(port):
+    """The gateway's metrics: {sample: value}, summed over their `worker` label."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    found = collections.Counter()
+    for line in lines:
+        if not line.startswith("#"):
+            sample, value = line.rsplit(" ", 1)
+            found[re.sub(r"\{worker=.*?\}", "", sample)] += float(value)
+    return found
+
+
+def wrk(port, connections, seconds, path="/api/x", headers=(), script=None):
     """One round of wrk on the load core; returns requests, and p50 and p99 in microseconds."""
     extra = [part for header in headers for part in ("-H", header)]
+    extra += ["-s", script] if script else []
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *extra,
                f"http://127.0.0.1:{port}{path}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -17,6 +17,9 @@ use axum::{Json, Router, middleware};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
 
+use crate::policy::auth::mint::{self, Mint};
+use crate::policy::auth::{Algorithm, api_key};
+
 /// Instances of each sample service, so that balancing shows.
 const INSTANCES: u8 = 2;
 
@@ -60,6 +63,29 @@ pub struct Backend {
     pub address: SocketAddr,
 }
 
+/// What the demo's clients show who they are with.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// What tokens are signed with, for the gateway's configuration.
+    pub secret: String,
+    /// A token that is good for an hour.
+    pub token: String,
+    /// An API key.
+    pub api_key: String,
+}
+
+impl Credentials {
+    /// Credentials made of `random`, good from `now` on, in Unix seconds.
+    pub fn new(random: [u8; 56], now: u64) -> Credentials {
+        let secret: String = random[..32].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut key = [0; 24];
+        key.copy_from_slice(&random[32..]);
+        let mint = Mint { subject: "demo-user", scopes: &[], lifetime: 3_600, issuer: None, audience: None };
+        let token = mint::mint(&mint, secret.as_bytes(), Algorithm::HS256, now).expect("the secret is long enough");
+        Credentials { secret, token, api_key: api_key::key_from(key) }
+    }
+}
+
 /// Starts two instances of each kind on free ports of loopback, on a thread of their own.
 ///
 /// # Errors
@@ -92,25 +118,32 @@ pub fn start() -> io::Result<Vec<Backend>> {
     Ok(backends)
 }
 
-/// The gateway's configuration for the sample backends, on loopback.
-pub fn config(backends: &[Backend], port: u16) -> String {
-    let mut toml = format!("[server]\nhost = \"127.0.0.1\"\nport = {port}\ndrain_timeout = \"2s\"\n");
+/// The gateway's configuration for the sample backends, on loopback: sms and llm ask for credentials, auth hands them out.
+pub fn config(backends: &[Backend], credentials: &Credentials, port: u16) -> String {
+    let hash = api_key::KeyHash::of(credentials.api_key.as_bytes());
+    let mut toml = format!(
+        "[server]\nhost = \"127.0.0.1\"\nport = {port}\ndrain_timeout = \"2s\"\n\n\
+         [auth.jwt]\nsecret = \"{}\"\n\n[[auth.api_keys]]\nname = \"demo-app\"\nhash = \"{hash}\"\n",
+        credentials.secret
+    );
     for kind in Kind::ALL {
         let name = kind.name();
         let urls: Vec<_> = of(backends, kind).map(|backend| format!("\"http://{}\"", backend.address)).collect();
         // Writing to a string cannot fail.
         let _ = write!(
             toml,
-            "\n[services.{name}]\nprefix = \"/api/v1/{name}\"\nendpoints = [{}]\nload_balancing = \"{}\"\n",
+            "\n[services.{name}]\nprefix = \"/api/v1/{name}\"\nendpoints = [{}]\nload_balancing = \"{}\"\nauth = \"{}\"\n",
             urls.join(", "),
             if kind == Kind::Llm { "least_connections" } else { "round_robin" },
+            if kind == Kind::Auth { "none" } else { "required" },
         );
     }
     toml
 }
 
 /// What to try, for people.
-pub fn welcome(gateway: SocketAddr, backends: &[Backend]) -> String {
+pub fn welcome(gateway: SocketAddr, backends: &[Backend], credentials: &Credentials) -> String {
+    let Credentials { token, api_key, .. } = credentials;
     let mut text = format!("\nringway is listening on http://{gateway}\n\n");
     for kind in Kind::ALL {
         let addresses: Vec<_> = of(backends, kind).map(|backend| backend.address.to_string()).collect();
@@ -121,8 +154,9 @@ pub fn welcome(gateway: SocketAddr, backends: &[Backend]) -> String {
         text,
         "\nTry it in another terminal:\n\n\
          \x20 curl -i  http://{gateway}/api/v1/auth/whoami\n\
-         \x20 curl -i  http://{gateway}/api/v1/sms/send -H 'Content-Type: application/json' -d '{{\"to\":\"+15550100\",\"text\":\"hello\"}}'\n\
-         \x20 curl -N  http://{gateway}/api/v1/llm/stream\n\
+         \x20 curl -i  http://{gateway}/api/v1/sms/send -H 'X-API-Key: {api_key}' -H 'Content-Type: application/json' -d '{{\"to\":\"+15550100\",\"text\":\"hello\"}}'\n\
+         \x20 curl -N  http://{gateway}/api/v1/llm/stream -H 'Authorization: Bearer {token}'\n\
+         \x20 curl -i  http://{gateway}/api/v1/llm/stream\n\
          \x20 curl -i  http://{gateway}/no/such/path\n\
          \x20 curl -s  http://{gateway}/health\n\
          \x20 curl -s  http://{gateway}/metrics\n\n\
@@ -249,7 +283,13 @@ mod tests {
     #[test]
     fn the_demos_configuration_is_valid() {
         let backends = start().expect("free ports");
-        let config = crate::control::config::Config::from_toml(&config(&backends, 0), "demo", &[], &[]).expect("valid");
+        let config = crate::control::config::Config::from_toml(
+            &config(&backends, &Credentials::new([7; 56], 0), 0),
+            "demo",
+            &[],
+            &[],
+        )
+        .expect("valid");
         assert_eq!(config.services.len(), 3);
         assert!(config.services.iter().all(|service| service.endpoints.len() == 2));
     }

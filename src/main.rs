@@ -2,7 +2,7 @@
 //!
 //! configuration → snapshot → listeners → workers → control thread → signals → drain
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +13,17 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
+use ringway::control::publisher::Ingredients;
 use ringway::control::{admin, build, resolve, thread as control};
 use ringway::demo;
-use ringway::proxy::worker::Parts;
+use ringway::policy::auth::keys::KeyKind;
+use ringway::policy::auth::mint::{self, Mint};
+use ringway::policy::auth::{self, KeySet};
+use ringway::proxy::limiter::SharedLimits;
+use ringway::proxy::worker::{Parts, RedisParts};
 use ringway::proxy::{accept, descriptors, runtime};
-use ringway::snapshot::{Phase, Seam};
+use ringway::redis;
+use ringway::snapshot::{Address, Phase, Seam};
 use ringway::telemetry::counters::{Counters, Shape};
 use ringway::telemetry::exposition::{Exposition, WorkerInfo};
 use ringway::telemetry::labels::Labels;
@@ -60,6 +66,23 @@ enum Command {
         #[arg(long, default_value_t = 8080)]
         port: u16,
     },
+    /// Make a token for development, signed with the configured secret
+    Token {
+        /// Whose token it is
+        #[arg(long, value_name = "SUBJECT")]
+        sub: String,
+        /// How long it is good for: 30s, 15m, 1h …
+        #[arg(long, default_value = "1h", value_name = "DURATION")]
+        exp: String,
+        /// What it allows, separated by commas
+        #[arg(long, value_delimiter = ',', value_name = "SCOPES")]
+        scope: Vec<String>,
+        /// The configuration file [default: ./config.toml, and the built-in defaults when there is none]
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
+    /// Read an API key on standard input, print the hash that goes into the configuration
+    HashKey,
     /// Ask a running gateway how it is: exit 0 when it answers healthy
     Health {
         /// What to ask [default: /health at the address that ./config.toml and the environment name]
@@ -91,6 +114,7 @@ impl RunArgs {
 }
 
 fn main() -> ExitCode {
+    auth::install();
     let cli = Cli::parse();
     let command = cli.command.unwrap_or(if cli.test { Command::Check(cli.run) } else { Command::Run(cli.run) });
     match command {
@@ -101,6 +125,14 @@ fn main() -> ExitCode {
             Err(errors) => refuse(&errors),
         },
         Command::Demo { port } => report(run_demo(port)),
+        Command::Token { sub, exp, scope, config } => {
+            let source = Source { path: config, environment: config::environment(), overrides: Vec::new() };
+            match config::load(&source) {
+                Ok(config) => print(token(&config, &sub, &exp, &scope)),
+                Err(errors) => refuse(&errors),
+            }
+        }
+        Command::HashKey => print(hash_key()),
     }
 }
 
@@ -112,6 +144,54 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Prints what was asked for; what stands in the way is bad usage.
+fn print(result: anyhow::Result<String>) -> ExitCode {
+    match result {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("ringway: {error:#}");
+            ExitCode::from(BAD_USAGE)
+        }
+    }
+}
+
+/// `ringway token`.
+fn token(config: &Config, subject: &str, lifetime: &str, scopes: &[String]) -> anyhow::Result<String> {
+    let auth = &config.auth;
+    let secret =
+        auth.secret.as_ref().context("there is no secret to sign with; set JWT_SECRET_KEY (auth.jwt.secret)")?;
+    let hmac = auth.algorithms.iter().find(|algorithm| KeyKind::Secret.algorithms().contains(algorithm));
+    let algorithm = *hmac.context("auth.jwt.algorithms names none of HS256, HS384 and HS512")?;
+    let lifetime = config::parse_duration(lifetime).filter(|lifetime| lifetime.as_secs() > 0);
+    let mint = Mint {
+        subject,
+        scopes,
+        lifetime: lifetime.context("--exp must be a duration of at least a second, such as 30s, 15m or 1h")?.as_secs(),
+        issuer: auth.rules.issuers.first().map(String::as_str),
+        audience: auth.rules.audiences.first().map(String::as_str),
+    };
+    if let Err(error) =
+        auth::Identity::new(auth::AuthMethod::Jwt, subject, scopes.iter().map(String::as_str), None, None)
+    {
+        return Err(error.into());
+    }
+    Ok(mint::mint(&mint, secret.expose().as_bytes(), algorithm, unix_seconds())?)
+}
+
+/// `ringway hash-key`.
+fn hash_key() -> anyhow::Result<String> {
+    let mut key = String::new();
+    io::stdin().lock().take(4_096).read_to_string(&mut key).context("standard input is no text")?;
+    Ok(auth::api_key::hash_key(key.trim_end_matches(['\r', '\n']).as_bytes())?)
+}
+
+fn unix_seconds() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
 }
 
 fn refuse(errors: &config::ConfigErrors) -> ExitCode {
@@ -132,10 +212,13 @@ fn check(source: &Source) -> ExitCode {
 /// Starts the sample backends and a gateway in front of them.
 fn run_demo(port: u16) -> anyhow::Result<()> {
     let backends = demo::start().context("the sample backends did not start")?;
-    let toml = demo::config(&backends, port);
+    let mut random = [0; 56];
+    aws_lc_rs::rand::fill(&mut random).context("the system has no randomness")?;
+    let credentials = demo::Credentials::new(random, unix_seconds());
+    let toml = demo::config(&backends, &credentials, port);
     let config =
         Config::from_toml(&toml, "the demo's configuration", &[], &[]).map_err(|errors| anyhow!("{errors}"))?;
-    run(&config, |address| print!("{}", demo::welcome(address, &backends)))
+    run(&config, |address| print!("{}", demo::welcome(address, &backends, &credentials)))
 }
 
 /// Serves until a signal or a failure ends it. `ready` is called once the address is bound and every worker runs.
@@ -169,10 +252,15 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     for failure in resolved.failures() {
         tracing::warn!(%failure, "a backend's name does not resolve; its service answers 503 until it does");
     }
-    let first = build::snapshot(config, &resolved, &labels, management_address.clone(), 1);
+    let authenticator = build::authenticator(config, KeySet::default(), 1);
+    let first = build::snapshot(config, &resolved, &authenticator, &labels, management_address.clone(), 1);
     let seam = Arc::new(Seam::new(first, workers));
     let (senders, log_writer) = log::start(workers, LOG_RING_BYTES, io::stdout())?;
 
+    let limits = SharedLimits::new(config.memory_keys);
+    let redis = redis_parts(config, &resolved);
+    let mut token_key = [0; 16];
+    aws_lc_rs::rand::fill(&mut token_key).context("the system has no randomness")?;
     let (started_tx, started) = mpsc::channel();
     let (ended_tx, ended) = mpsc::channel();
     let cores = if config.server.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
@@ -184,6 +272,9 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
             counters: Arc::clone(&counters[index]),
             log,
             connections_max,
+            limits: limits.clone(),
+            redis: redis.clone(),
+            token_key,
         };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let driver = match config.server.driver {
@@ -225,12 +316,17 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     );
     let control = control::start(control::Parts {
         seam: Arc::clone(&seam),
-        exposition: Exposition::new(counters, infos, &shape, Arc::clone(&labels)),
-        labels,
+        exposition: Exposition::new(counters.clone(), infos, &shape, Arc::clone(&labels)),
+        counters,
         management,
-        management_address,
-        config: config.clone(),
-        resolved,
+        ingredients: Ingredients {
+            config: config.clone(),
+            resolved,
+            authenticator,
+            labels,
+            seam: Arc::clone(&seam),
+            management_address,
+        },
     })?;
     ready(address);
 
@@ -246,6 +342,23 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     control.stop();
     log_writer.finish(LOG_FLUSH_MAX);
     result
+}
+
+/// What a worker needs to reach Redis, where there is one. One whose name does not resolve yet is looked for where nobody
+/// is; its address comes with a later snapshot.
+fn redis_parts(config: &Config, resolved: &resolve::Resolved) -> Option<RedisParts> {
+    let server = config.redis.server.as_ref()?;
+    let nowhere = Address::Tcp((Ipv4Addr::LOCALHOST, 0).into());
+    let address = build::redis_address(config, resolved).unwrap_or(nowhere);
+    let settings = redis::client::Settings {
+        username: server.username.as_str().into(),
+        password: server.password.clone(),
+        database: server.database,
+        timeout: config.redis.timeout,
+        ..redis::client::Settings::new(address)
+    };
+    let prefix = config.redis.prefix.as_str().into();
+    Some(RedisParts { settings, prefix, on_error: config.redis.on_error, gateway: fastrand::u128(..) })
 }
 
 /// `auto` is as many as cores that the process may use, by affinity and by CPU quota.
@@ -279,7 +392,7 @@ fn connections_max(configured: u32, workers: usize) -> u32 {
 /// Where a gateway with this working directory and environment answers `/health`.
 fn own_health_url() -> String {
     let source = Source { environment: config::environment(), ..Source::default() };
-    let server = config::load(&source).unwrap_or_default().server;
+    let server = config::load_server(&source);
     let host = match server.host {
         IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

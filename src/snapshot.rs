@@ -8,15 +8,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::http::method::MethodSet;
+use crate::policy::auth::{Authenticator, Mode, RequiredScopes};
+use crate::policy::cors::Cors;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::RouteTable;
+use crate::traffic::window::Limit;
 
 /// Everything a worker needs to know to serve a request, at one moment.
 #[derive(Debug)]
@@ -29,6 +32,14 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed.
     pub trusted_proxies: Box<[IpNet]>,
+    /// Where Redis is, if there is one and its name resolves.
+    pub redis: Option<Address>,
+    /// Knows every credential that is good.
+    pub authenticator: Arc<Authenticator>,
+    /// Which pages may ask for what no service has.
+    pub cors: Option<Arc<Cors>>,
+    /// How much of an IPv6 client's address counts as the client, in bits.
+    pub ipv6_prefix: u8,
     /// Whether upstreams get `Forwarded` (RFC 7239) beside `X-Forwarded-*`.
     pub write_forwarded: bool,
     /// What the access log holds.
@@ -44,6 +55,8 @@ pub struct Snapshot {
 pub struct Service {
     /// The name from the configuration, `management` for the control plane's own.
     pub name: Box<str>,
+    /// The process-wide identity of the name in the counters.
+    pub id: ServiceId,
     /// The prefix that the route matched. It is the metrics' `endpoint` label.
     pub prefix: Box<str>,
     /// Whose service it is.
@@ -60,6 +73,41 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// The service's own, the global ones where it names none.
     pub limits: Limits,
+    /// Whether clients must show who they are.
+    pub auth: Mode,
+    /// What their credentials must allow.
+    pub required_scopes: RequiredScopes,
+    /// Whether `Authorization` and `X-API-Key` go on to the backend.
+    pub forward_credentials: bool,
+    /// Which pages may ask; `None`: the backend's own matter.
+    pub cors: Option<Arc<Cors>>,
+    /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most. The first
+    /// is the one that an API key's own limit replaces.
+    pub rate_limits: Box<[RateLimit]>,
+}
+
+/// One rate limit of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// The process-wide identity of (service, name); never reused for another.
+    pub id: u32,
+    /// What clients see: `default`, or the configured name.
+    pub name: Box<str>,
+    /// What the ledger calls it, the same in every gateway that shares one: `sms:default`.
+    pub ledger_name: Box<str>,
+    /// How many requests in how long.
+    pub limit: Limit,
+    /// Whom it counts.
+    pub key: RateLimitKey,
+}
+
+/// `rate_limit.key`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimitKey {
+    /// The verified user or API key; the address of a client that is neither.
+    Identity,
+    /// The client's address.
+    Ip,
 }
 
 /// Whose service it is.
@@ -109,9 +157,24 @@ impl RouteId {
     pub const FIRST: RouteId = RouteId(2);
 }
 
+/// Process-wide identity of a service's name; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId(pub u16);
+
 /// Process-wide identity of an endpoint; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(pub u32);
+
+/// `redis.on_error`: who decides about rate limits while Redis does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// This process, with its share of each limit: the limit divided by the gateways that were last seen.
+    Local,
+    /// Nobody: requests pass.
+    Allow,
+    /// Nobody: requests are refused with 429.
+    Deny,
+}
 
 /// `[limits]`, and `[services.<name>.limits]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,6 +250,7 @@ pub struct Seam {
     current: Mutex<Arc<Snapshot>>,
     phase: AtomicU8,
     adopted: Box<[AtomicU64]>,
+    keys_wanted: AtomicBool,
 }
 
 impl Seam {
@@ -197,6 +261,7 @@ impl Seam {
             current: Mutex::new(Arc::new(snapshot)),
             phase: AtomicU8::new(Phase::Serving as u8),
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            keys_wanted: AtomicBool::new(false),
         }
     }
 
@@ -227,6 +292,16 @@ impl Seam {
     /// Whether every worker has adopted some snapshot, the condition of readiness.
     pub fn all_adopted(&self) -> bool {
         self.adopted.iter().all(|generation| generation.load(Ordering::Acquire) > 0)
+    }
+
+    /// Notes that a token names a key that is not known: its issuer may have a new one.
+    pub fn want_keys(&self) {
+        self.keys_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a key was wanted since this was last asked.
+    pub fn take_keys_wanted(&self) -> bool {
+        self.keys_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// Where the process stands.

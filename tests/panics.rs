@@ -9,6 +9,7 @@ use std::time::Duration;
 use ringway::control::config::Config;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
+use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::Parts;
 use ringway::proxy::{accept, runtime};
 use ringway::snapshot::{Phase, Seam};
@@ -29,7 +30,14 @@ fn ask(address: SocketAddr, path: &str) -> String {
 #[test]
 fn a_panic_ends_its_own_connection_alone() {
     let (management, management_address) = admin::bind().expect("a socket");
-    let mut snapshot = build::snapshot(&Config::default(), &Resolved::default(), &Labels::new(), management_address, 1);
+    let mut snapshot = build::snapshot(
+        &Config::default(),
+        &Resolved::default(),
+        &Arc::default(),
+        &Labels::new(),
+        management_address,
+        1,
+    );
     // A snapshot that no configuration leads to: the route names a service that is not there.
     snapshot.routes = RouteTable::new(&[RouteSpec { prefix: "/bug".into(), hosts: Vec::new(), service: 1000 }]);
     let seam = Arc::new(Seam::new(snapshot, 1));
@@ -45,6 +53,9 @@ fn a_panic_ends_its_own_connection_alone() {
         counters: Arc::clone(&counters),
         log: logs.pop().expect("one"),
         connections_max: 10,
+        limits: SharedLimits::new(100),
+        redis: None,
+        token_key: [0; 16],
     };
     let worker = thread::spawn(move || runtime::run(parts, listener, None, runtime::Driver::Auto, |_| {}));
 

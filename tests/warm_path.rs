@@ -15,6 +15,7 @@ use std::time::Duration;
 use ringway::control::config::Config;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
+use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::Parts;
 use ringway::proxy::{accept, runtime};
 use ringway::snapshot::{Phase, Seam};
@@ -96,10 +97,13 @@ fn ask(client: &mut TcpStream, request: &[u8], answer_end: &[u8]) {
 
 /// Allocations that the worker makes for 1,000 warm requests.
 fn allocations(driver: runtime::Driver, request: &[u8], answer: &'static [u8], answer_end: &[u8]) -> u64 {
-    let toml = format!("[services.a]\nprefix = \"/a\"\nendpoints = [\"http://{}\"]\n", backend(answer));
+    let toml = format!(
+        "[services.a]\nprefix = \"/a\"\nendpoints = [\"http://{}\"]\nauth = \"none\"\nrate_limit = {{ enabled = false }}\n",
+        backend(answer)
+    );
     let config = Config::from_toml(&toml, "test", &[], &[]).expect("valid");
     let (_management, management_address) = admin::bind().expect("a socket");
-    let first = build::snapshot(&config, &Resolved::default(), &Labels::new(), management_address, 1);
+    let first = build::snapshot(&config, &Resolved::default(), &Arc::default(), &Labels::new(), management_address, 1);
     let seam = Arc::new(Seam::new(first, 1));
     let listener = accept::bind((Ipv4Addr::LOCALHOST, 0).into(), 1, 16).expect("a port").pop().expect("one");
     let address = listener.local_addr().expect("an address");
@@ -112,6 +116,9 @@ fn allocations(driver: runtime::Driver, request: &[u8], answer: &'static [u8], a
         counters: Arc::new(Counters::new(&shape)),
         log: logs.pop().expect("one"),
         connections_max: 10,
+        limits: SharedLimits::new(100),
+        redis: None,
+        token_key: [0; 16],
     };
     let worker = thread::spawn(move || runtime::run(parts, listener, None, driver, |_| COUNTED.set(true)));
 

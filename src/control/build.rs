@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use crate::http::method::MethodSet;
-use crate::snapshot::{Address, Endpoint, EndpointId, Limits, Service, ServiceKind, Snapshot};
+use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
+use crate::policy::cors::Cors;
+use crate::snapshot::{Address, Endpoint, EndpointId, Limits, RateLimit, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Config, EndpointSpec, EndpointUrl};
+use super::config::{self, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
 use super::resolve::Resolved;
 
 /// The name of the control plane's own service; no other may have it.
@@ -29,6 +32,7 @@ const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
 pub fn snapshot(
     config: &Config,
     resolved: &Resolved,
+    authenticator: &Arc<Authenticator>,
     labels: &Labels,
     management: Address,
     generation: u64,
@@ -58,6 +62,10 @@ pub fn snapshot(
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         trusted_proxies: config.server.trusted_proxies.as_slice().into(),
+        redis: redis_address(config, resolved),
+        authenticator: Arc::clone(authenticator),
+        cors: cors(&config.cors),
+        ipv6_prefix: config.ipv6_prefix,
         write_forwarded: config.server.forwarded,
         logging: config.logging.clone(),
         routes: RouteTable::new(&specs),
@@ -68,6 +76,7 @@ pub fn snapshot(
 fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &Labels) -> Service {
     Service {
         name: service.name.as_str().into(),
+        id: labels.service(&service.name),
         prefix: service.prefix.as_str().into(),
         kind: ServiceKind::Backend,
         route: labels.route(&service.prefix),
@@ -76,12 +85,56 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         endpoints,
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
+        auth: service.auth,
+        required_scopes: RequiredScopes::new(
+            service.required_scopes.iter().map(|(methods, scopes)| (*methods, scopes.as_slice())),
+        ),
+        forward_credentials: service.forward_credentials,
+        cors: cors(&service.cors),
+        rate_limits: service.rate_limits.iter().map(|spec| rate_limit(service, spec, labels)).collect(),
+    }
+}
+
+fn cors(settings: &CorsSettings) -> Option<Arc<Cors>> {
+    settings.enabled.then(|| Arc::new(Cors::new(settings.rules.clone())))
+}
+
+fn rate_limit(service: &config::Service, spec: &RateLimitSpec, labels: &Labels) -> RateLimit {
+    let ledger_name = format!("{}:{}", service.name, spec.name);
+    RateLimit {
+        id: labels.rate_limit(&ledger_name),
+        name: spec.name.as_str().into(),
+        ledger_name: ledger_name.into(),
+        limit: spec.limit,
+        key: spec.key,
+    }
+}
+
+/// Who knows every credential that is good: the configuration's keys and those `fetched` from their issuer. `version`
+/// must be one that no other had.
+pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Authenticator> {
+    let auth = &config.auth;
+    Arc::new(Authenticator {
+        version,
+        keys: auth.keys.clone().and(fetched),
+        rules: auth.rules.clone(),
+        api_keys: ApiKeys::new(auth.api_keys.clone()).expect("the configuration was validated"),
+    })
+}
+
+/// Where Redis is; `None` without one, and while its name does not resolve.
+pub fn redis_address(config: &Config, resolved: &Resolved) -> Option<Address> {
+    match &config.redis.server.as_ref()?.address {
+        EndpointUrl::Address { address, .. } => Some(Address::Tcp(*address)),
+        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).first().copied().map(Address::Tcp),
+        EndpointUrl::Unix(path) => Some(Address::Unix(path.clone())),
     }
 }
 
 fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels: &Labels) -> Service {
     Service {
         name: MANAGEMENT.into(),
+        id: labels.service(MANAGEMENT),
         prefix: prefix.into(),
         kind: ServiceKind::Management,
         route: labels.route(prefix),
@@ -91,6 +144,11 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         endpoints: Box::new([endpoint.clone()]),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
+        auth: Mode::None,
+        required_scopes: RequiredScopes::default(),
+        forward_credentials: true,
+        cors: cors(&config.cors),
+        rate_limits: Box::new([]),
     }
 }
 
@@ -174,6 +232,7 @@ mod tests {
         [services.sms]
         prefix = "/api/v1/sms/"
         endpoints = ["http://127.0.0.1:9001", { url = "http://localhost:9001", weight = 3 }, "unix:/run/sms.sock"]
+        auth = "none"
         methods = ["GET"]
 
         [services.sms.timeouts]
@@ -182,13 +241,14 @@ mod tests {
         [services.gone]
         prefix = "/gone"
         endpoints = ["http://name.invalid"]
+        auth = "none"
     "#;
 
     fn build(text: &str, labels: &Labels) -> Snapshot {
         let config = Config::from_toml(text, "test", &[], &[]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let resolved = runtime.block_on(crate::control::resolve::resolve(&config, &Resolved::default()));
-        snapshot(&config, &resolved, labels, Address::Unix(PathBuf::from("\0ringway-1")), 7)
+        snapshot(&config, &resolved, &Arc::default(), labels, Address::Unix(PathBuf::from("\0ringway-1")), 7)
     }
 
     #[test]
@@ -242,8 +302,10 @@ mod tests {
     fn identities_survive_a_reload() {
         let labels = Labels::new();
         let first = build(TEXT, &labels);
-        let second =
-            build(&format!("{TEXT}\n[services.more]\nprefix = \"/more\"\nendpoints = [\"http://[::1]\"]"), &labels);
+        let second = build(
+            &format!("{TEXT}\n[services.more]\nprefix = \"/more\"\nendpoints = [\"http://[::1]\"]\nauth = \"none\""),
+            &labels,
+        );
         let find = |snapshot: &Snapshot| {
             let sms = snapshot.services.iter().find(|service| &*service.name == "sms").expect("it is configured");
             (sms.route, sms.endpoints.iter().map(|endpoint| endpoint.id).collect::<Vec<_>>())

@@ -8,10 +8,13 @@
 //!
 //! Precedence: command line, then environment, then file, then default.
 
+mod cors;
+mod credentials;
 mod endpoint;
 mod error;
 mod file;
 mod keys;
+mod limits;
 mod overlay;
 mod read;
 mod route;
@@ -30,11 +33,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::http::method::MethodSet;
+use crate::policy::auth::Mode;
 use crate::snapshot::{Limits, Logging, Timeouts};
 use crate::traffic::balance::Algorithm;
 
+pub use cors::CorsSettings;
+pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use keys::KEYS;
+pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
 
 /// What a configuration is made from.
 #[derive(Clone, Default)]
@@ -66,6 +73,18 @@ pub struct Config {
     pub level: Level,
     /// `[discovery]`
     pub discovery: Discovery,
+    /// `[redis]`
+    pub redis: Redis,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[rate_limit]`, for services that set nothing else.
+    pub rate_limits: RateLimits,
+    /// `rate_limit.ipv6_prefix`: how much of an IPv6 client's address counts as the client, 32 to 128 bits.
+    pub ipv6_prefix: u8,
+    /// `rate_limit.memory_keys`: how many clients are counted apart without Redis, 1,000 to 100,000,000.
+    pub memory_keys: usize,
+    /// `[cors]`, for services that set nothing else, and for paths that no service has.
+    pub cors: CorsSettings,
     /// `[services.<name>]`, in the order of their names; at most 1,024. May be empty.
     pub services: Vec<Service>,
 }
@@ -168,6 +187,16 @@ pub struct Service {
     pub limits: Limits,
     /// The service's own over the global ones.
     pub timeouts: Timeouts,
+    /// Whether clients must show who they are.
+    pub auth: Mode,
+    /// The scopes that clients need, by method.
+    pub required_scopes: Vec<(MethodSet, Vec<String>)>,
+    /// Whether the client's credentials go on to the backend.
+    pub forward_credentials: bool,
+    /// Its limits, 9 at most; none: its requests are not counted.
+    pub rate_limits: Vec<RateLimitSpec>,
+    /// Which pages may ask.
+    pub cors: CorsSettings,
 }
 
 /// One of `services.<name>.endpoints`.
@@ -211,6 +240,23 @@ pub fn load(source: &Source) -> Result<Config, ConfigErrors> {
         Some((text, name)) => Config::from_toml(&text, &name, &source.environment, &source.overrides),
         None => Config::from_toml("", Config::BUILT_IN, &source.environment, &source.overrides),
     }
+}
+
+/// What `source` says about `[server]`, whatever else is wrong with it, and the default where that is wrong too: enough to
+/// find a gateway that runs.
+pub fn load_server(source: &Source) -> Server {
+    let text = match file::find(source.path.as_deref(), Path::new(file::DEFAULT_PATH)) {
+        Ok(Some((text, _))) => text,
+        Ok(None) | Err(_) => String::new(),
+    };
+    let mut table = value::parse(&text, "").unwrap_or_default();
+    overlay::environment(&mut table, &source.environment, &mut Vec::new());
+    tables::config(read::Section::root(&table, &read::Errors::default()), "").server
+}
+
+/// Reads a duration as configurations write it: `250ms`, `30s`, `1.5m`, `1h`, or a plain number of seconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    units::parse_duration(text)
 }
 
 /// The process's environment. What is not UTF-8 is kept with U+FFFD in its place, so that it is refused where it matters

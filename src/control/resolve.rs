@@ -89,9 +89,11 @@ pub async fn resolve(config: &Config, previous: &Resolved) -> Resolved {
 }
 
 fn names(config: &Config) -> BTreeSet<(String, u16)> {
-    let endpoints = config.services.iter().flat_map(|service| &service.endpoints);
+    let endpoints = config.services.iter().flat_map(|service| &service.endpoints).map(|endpoint| &endpoint.url);
+    let redis = config.redis.server.iter().map(|server| &server.address);
     endpoints
-        .filter_map(|endpoint| match &endpoint.url {
+        .chain(redis)
+        .filter_map(|url| match url {
             EndpointUrl::Name { host, port, .. } => Some((host.clone(), *port)),
             EndpointUrl::Address { .. } | EndpointUrl::Unix(_) => None,
         })
@@ -159,6 +161,7 @@ mod tests {
             [services.a]
             prefix = "/a"
             endpoints = ["http://localhost:9001", "http://name.invalid:9001", "http://127.0.0.1:9001"]
+            auth = "none"
         "#;
         let config = Config::from_toml(text, "test", &[], &[]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

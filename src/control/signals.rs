@@ -95,7 +95,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_drain_has_its_phases_in_order() {
         let address = Address::Unix("\0test".into());
-        let first = build::snapshot(&Config::default(), &resolve::Resolved::default(), &Labels::new(), address, 1);
+        let first = build::snapshot(
+            &Config::default(),
+            &resolve::Resolved::default(),
+            &Arc::default(),
+            &Labels::new(),
+            address,
+            1,
+        );
         let seam = Arc::new(Seam::new(first, 1));
         let drain = Drain { delay: Duration::from_secs(5), timeout: Duration::from_secs(30) };
         let running = tokio::spawn({

@@ -9,31 +9,25 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use super::admin::{self, Management};
-use super::config::Config;
-use super::discovery::Discovery;
-use super::resolve::Resolved;
-use super::signals;
-use crate::snapshot::{Address, Seam};
+use super::publisher::{Ingredients, Publisher};
+use super::{discovery, jwks, ledger_watch, signals};
+use crate::snapshot::Seam;
+use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
-use crate::telemetry::labels::Labels;
 
 /// What the control plane is made of.
 #[derive(Debug)]
 pub struct Parts {
     /// What the workers read.
     pub seam: Arc<Seam>,
-    /// The names of routes and endpoints.
-    pub labels: Arc<Labels>,
+    /// What the workers count.
+    pub counters: Vec<Arc<Counters>>,
     /// What `/metrics` shows.
     pub exposition: Exposition,
     /// The socket that the workers forward management requests to.
     pub management: Management,
-    /// Its address, for every snapshot.
-    pub management_address: Address,
-    /// The configuration that is served.
-    pub config: Config,
-    /// The addresses that the first snapshot was built with.
-    pub resolved: Resolved,
+    /// What the first snapshot was built of.
+    pub ingredients: Ingredients,
 }
 
 /// The running control plane.
@@ -57,11 +51,19 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, labels, exposition, management, management_address, config, resolved } = parts;
+            let Parts { seam, counters, exposition, management, ingredients } = parts;
+            let config = ingredients.config.clone();
+            let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             tokio::spawn(signals.obey(Arc::clone(&seam), drain));
             tokio::spawn(admin::serve(management, exposition));
-            tokio::spawn(Discovery { config, resolved, labels, seam, management_address }.keep_resolving());
+            tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
+            if let Some(url) = config.auth.jwks_url {
+                tokio::spawn(jwks::keep_fetching(publisher, seam, url, config.auth.jwks_refresh));
+            }
+            if config.redis.server.is_some() {
+                tokio::spawn(ledger_watch::keep_watching(counters));
+            }
             // An error says that the other end is gone, which means the same.
             let _ = stopped.await;
         });

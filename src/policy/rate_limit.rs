@@ -178,6 +178,12 @@ impl LeaseTable {
         longest
     }
 
+    /// How long `key` is known to be denied still; nothing is taken.
+    pub fn denied(&mut self, key: LimitKey, now: Instant) -> Option<Duration> {
+        let era = self.era;
+        self.leases.get_mut(key).filter(|lease| lease.era == era).and_then(|lease| lease.denied(now))
+    }
+
     /// Where the shell keeps what the ledger calls the key: to be filled in with the first order, and there, unchanged, for
     /// every later one and in [`LeaseTable::sweep`]. `None` for a key unknown.
     pub fn address(&mut self, key: LimitKey) -> Option<&mut Vec<u8>> {

@@ -46,6 +46,11 @@ pub async fn options(tx: &mut Transaction, client: &mut Client) -> Next {
     send(tx, client, 204, |to, out| problem::write_answer(204, b"", ALLOW, b"", to, out)).await
 }
 
+/// Answers a preflight; what it is told stands among the answer's fields already.
+pub async fn preflight(tx: &mut Transaction, client: &mut Client) -> Next {
+    send(tx, client, 204, |to, out| problem::write_answer(204, b"", b"", b"", to, out)).await
+}
+
 /// Answers one of the health endpoints.
 pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) -> Next {
     let worker = &tx.worker;

@@ -119,6 +119,13 @@ pub const OVERLOADED: Problem =
 const STOPPED: Problem =
     Problem::new(503, "draining", "The gateway is going down. Send the request again.").retry_after(1);
 
+/// 429.
+pub const RATE_LIMITED: Problem = Problem::new(
+    429,
+    "rate_limited",
+    "Too many requests. Wait as long as Retry-After says, in seconds, and try again.",
+);
+
 /// 408: the head.
 pub const HEAD_TIMEOUT: Problem =
     Problem::new(408, "request_timeout", "The request's head did not arrive in time. Send it again.");

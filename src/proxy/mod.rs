@@ -6,6 +6,8 @@
 //! - [`lane`]: where a request's future lives while it runs.
 //! - [`pipeline`]: the stages of a request on one screen.
 //! - [`transaction`]: one request's record; its end counts and logs it, whatever the end was.
+//! - [`guard`]: the policies: who may pass, and how often.
+//! - [`limiter`]: rate limits, on the orders that [`ledger`] carries to Redis.
 //! - [`upstream`]: the exchange with an endpoint; [`body`]: the bodies both ways; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
 //! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`]: its parts.
@@ -18,7 +20,10 @@ pub mod buffers;
 pub mod connection;
 pub mod descriptors;
 pub mod failure;
+pub mod guard;
 pub mod lane;
+pub mod ledger;
+pub mod limiter;
 pub mod pipeline;
 pub mod pool;
 pub mod runtime;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::answer::{self, Health};
 use super::connection::{Client, Next};
 use super::failure::{BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ENDPOINT, NO_ROUTE, OVERLOADED};
+use super::guard;
 use super::transaction::Transaction;
 use super::upstream::{self, Plan};
 use super::worker::Worker;
@@ -25,6 +26,7 @@ use crate::traffic::{path, route};
 enum Verdict {
     Answer(Problem),
     Options,
+    Preflight,
     Health(Health),
     Forward(Plan),
 }
@@ -38,9 +40,19 @@ pub async fn serve(
     head: Result<Range<usize>, Problem>,
 ) -> Next {
     let mut tx = Transaction::begin(worker, client.peer);
-    match decide(&mut tx, client, buf, head) {
+    let mut verdict = decide(&mut tx, client, buf, head);
+    if tx.awaits_ledger
+        && let Err(problem) = guard::settle(&mut tx).await
+    {
+        if let Verdict::Forward(plan) = &verdict {
+            tx.persistent &= plan.body.is_done();
+        }
+        verdict = Verdict::Answer(problem);
+    }
+    match verdict {
         Verdict::Answer(problem) => answer::problem(&mut tx, client, &problem).await,
         Verdict::Options => answer::options(&mut tx, client).await,
+        Verdict::Preflight => answer::preflight(&mut tx, client).await,
         Verdict::Health(which) => answer::health(&mut tx, client, which).await,
         Verdict::Forward(plan) => upstream::forward(&mut tx, client, buf, plan).await,
     }
@@ -132,10 +144,20 @@ fn stages(
             false => refuse(METHOD_NOT_ALLOWED.allow(Health::METHODS)),
         };
     }
-    let Some(index) = loaded.snapshot.routes.find(head.host, path) else { return refuse(NO_ROUTE) };
+    let Some(index) = loaded.snapshot.routes.find(head.host, path) else {
+        return match guard::cross_origin(tx, loaded.snapshot.cors.as_deref(), head) {
+            true => Err(Verdict::Preflight),
+            false => refuse(NO_ROUTE),
+        };
+    };
     let service = &loaded.snapshot.services[index];
     let state = &loaded.services[index];
     tx.enter_service(index);
+
+    // CORS: on whatever is answered from here on.
+    if guard::cross_origin(tx, service.cors.as_deref(), head) {
+        return Err(Verdict::Preflight);
+    }
 
     // Method.
     if !service.methods.contains(head.method) {
@@ -158,6 +180,17 @@ fn stages(
         return refuse(OVERLOADED);
     }
 
+    // Who is it, and how often may it ask? One that nobody knows counts against its address.
+    let known = guard::authenticate(tx, service, head);
+    if !tx.rate_limited
+        && let Err(problem) = guard::limit(tx, service)
+    {
+        return refuse(problem);
+    }
+    if let Err(problem) = known {
+        return refuse(problem);
+    }
+
     // Balance.
     let draw = tx.worker.draw();
     let in_flight = |index: usize| state.endpoints[index].in_flight();
@@ -175,8 +208,8 @@ fn stages(
         peer_is_trusted,
         request_id: &tx.scratch.request_id,
         traceparent: &tx.scratch.traceparent,
-        identity: b"",
-        with_credentials: true,
+        identity: tx.identity.as_ref().map_or(b"", |identity| identity.lines()),
+        with_credentials: service.forward_credentials,
         with_forwarded: loaded.snapshot.write_forwarded,
     };
     tx.scratch.out.clear();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
@@ -30,6 +31,9 @@ const RING_ENTRIES: u32 = 1024;
 /// Requests that are cut off when the drain's time is over get so many ticks to say so, and then as many to finish their
 /// books.
 const CUT_TICKS: u32 = 10;
+
+/// How long the first client waits for the first connection to Redis, at most.
+const REDIS_CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// A name for a set of ring flags, and what sets them.
 type Rung = (&'static str, fn(&mut io_uring::Builder));
@@ -109,7 +113,20 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
 }
 
 async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Result<()> {
+    let gateway = parts.redis.as_ref().map(|redis| redis.gateway);
     let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
+    if let (Some(gateway), Some(redis)) = (gateway, worker.limiter.redis()) {
+        // Before the first client: limits that this process would count alone meanwhile are not global.
+        redis.connected(REDIS_CONNECT_MAX).await;
+        if worker.index == 0 {
+            let worker = Rc::clone(&worker);
+            monoio::spawn(async move {
+                if let Some(redis) = worker.limiter.redis() {
+                    redis.beat(gateway, worker.limiter.gateways()).await;
+                }
+            });
+        }
+    }
     let acceptor = Rc::new(Acceptor::new(listener, running.driver == "epoll")?);
     let listening = Rc::new(Cell::new(true));
     monoio::spawn({

@@ -8,12 +8,14 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::limiter::Held;
 use super::pool::EndpointState;
 use super::worker::{Loaded, ServiceState, Worker};
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;
 use crate::policy::access_log::AccessRecord;
+use crate::policy::auth::Identity;
 use crate::snapshot::{Endpoint, RouteId, Service};
 
 /// What a request needs room for; reused, so that a warm request allocates nothing.
@@ -35,6 +37,8 @@ pub struct Scratch {
     pub traceparent: Vec<u8>,
     /// What the gateway adds to the answer, whoever gives it: whole lines.
     pub fields: Vec<u8>,
+    /// What the request has of its rate limits.
+    pub held: Vec<Held>,
 }
 
 impl Scratch {
@@ -51,6 +55,7 @@ impl Scratch {
         ] {
             part.clear();
         }
+        self.held.clear();
     }
 }
 
@@ -92,6 +97,12 @@ pub struct Transaction {
     pub ends_at_close: bool,
     /// Which fields of an upstream's answer the gateway has its own word for.
     pub replaces: Replaces,
+    /// Who the client is, once that is verified.
+    pub identity: Option<Rc<Identity>>,
+    /// Whether the ledger must be waited for before the request may go on.
+    pub awaits_ledger: bool,
+    /// Whether a rate limit refused it.
+    pub rate_limited: bool,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -131,6 +142,9 @@ impl Transaction {
             answer_begun: false,
             ends_at_close: false,
             replaces: Replaces::default(),
+            identity: None,
+            awaits_ledger: false,
+            rate_limited: false,
             bytes_in: 0,
             bytes_out: 0,
             retries: 0,
@@ -187,6 +201,16 @@ impl Transaction {
             state.endpoints[index].count(1);
             self.endpoint = Some(index);
         }
+    }
+
+    /// When it began.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Which of the snapshot's services it goes to, once that is known.
+    pub fn service_index(&self) -> Option<usize> {
+        self.service
     }
 
     /// The service, once there is one.
@@ -247,9 +271,9 @@ impl Transaction {
             upstream: self.upstream,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
-            auth: "",
-            user: "",
-            rate_limited: false,
+            auth: self.identity.as_ref().map_or("", |identity| identity.method().as_str()),
+            user: self.identity.as_ref().map_or("", |identity| identity.subject()),
+            rate_limited: self.rate_limited,
             retries: self.retries,
             breaker: "",
             error: self.error,

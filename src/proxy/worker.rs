@@ -8,11 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::buffers::Buffers;
 use super::lane::Lane;
+use super::ledger::RedisLedger;
+use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
 use super::transaction::Scratch;
 use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
-use crate::snapshot::{EndpointId, Phase, Seam, Snapshot};
+use crate::policy::auth::Cache;
+use crate::redis::client::Settings;
+use crate::snapshot::{EndpointId, OnError, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
@@ -22,6 +26,9 @@ const TIDY_EVERY: Millis = 1_000;
 
 /// A connection that has been quiet for so long when the drain begins, or becomes so during it, is closed.
 const DRAIN_IDLE: Millis = 1_000;
+
+/// Verified tokens that are remembered.
+const TOKENS_MAX: usize = 16_384;
 
 /// Lanes kept for reuse.
 const LANES_FREE_MAX: usize = 512;
@@ -41,6 +48,25 @@ pub struct Parts {
     pub log: LogSender,
     /// The most client connections.
     pub connections_max: u32,
+    /// What all workers share of their rate limits.
+    pub limits: SharedLimits,
+    /// The ledger in Redis, where there is one.
+    pub redis: Option<RedisParts>,
+    /// Random: keys the cache of verified tokens.
+    pub token_key: [u8; 16],
+}
+
+/// What a worker needs to reach the ledger in Redis.
+#[derive(Debug, Clone)]
+pub struct RedisParts {
+    /// Where it is and who asks.
+    pub settings: Settings,
+    /// What its keys begin with.
+    pub prefix: Box<str>,
+    /// Who decides while it does not answer.
+    pub on_error: OnError,
+    /// The process among the gateways that share it.
+    pub gateway: u128,
 }
 
 /// A worker.
@@ -60,6 +86,10 @@ pub struct Worker {
     pub counters: Arc<Counters>,
     /// Deadlines.
     pub registry: Rc<Registry>,
+    /// Rate limits.
+    pub limiter: Rc<Limiter>,
+    /// Tokens that were verified.
+    pub tokens: RefCell<Cache>,
     /// Buffers.
     pub buffers: Buffers,
     /// Workspaces of requests.
@@ -125,6 +155,9 @@ impl Worker {
         let mut known = Known::default();
         let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known));
         let now = Instant::now();
+        let on_error = parts.redis.as_ref().map_or(OnError::Local, |redis| redis.on_error);
+        let ledger = parts.redis.map(|redis| RedisLedger::start(redis.settings, &redis.prefix, fastrand::u64(..)));
+        let limiter = Limiter::new(parts.limits, ledger, on_error);
         parts.seam.adopt(parts.index, loaded.snapshot.generation);
         Worker {
             index: parts.index,
@@ -133,6 +166,8 @@ impl Worker {
             flags,
             counters: parts.counters,
             registry: Rc::default(),
+            limiter: Rc::new(limiter),
+            tokens: RefCell::new(Cache::new(TOKENS_MAX, parts.token_key)),
             buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
             scratches: RefCell::default(),
             lanes: RefCell::default(),
@@ -163,6 +198,9 @@ impl Worker {
     fn adopt(&self) -> Rc<Loaded> {
         let snapshot = self.seam.load();
         let generation = snapshot.generation;
+        if let (Some(redis), Some(address)) = (self.limiter.redis(), &snapshot.redis) {
+            redis.set_address(address);
+        }
         let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut()));
         *self.loaded.borrow_mut() = Rc::clone(&loaded);
         self.seam.adopt(self.index, generation);
@@ -197,6 +235,12 @@ impl Worker {
     /// Milliseconds since the Unix epoch, a tick behind at most: for `Date`, which counts seconds.
     pub fn unix_ms_coarse(&self) -> u64 {
         self.unix_at_tick.get().as_millis() as u64
+    }
+
+    /// `instant`, which was just read, on both clocks.
+    pub fn moment(&self, instant: Instant) -> Moment {
+        let unix = self.unix_at_tick.get() + instant.saturating_duration_since(self.ticked.get());
+        Moment { instant, unix_us: unix.as_micros() as u64 }
     }
 
     /// Uniform random bits.
@@ -255,6 +299,8 @@ impl Worker {
         let drain_idle_before = self.is_draining().then(|| now.saturating_sub(DRAIN_IDLE));
         let fired = self.registry.sweep(now, drain_idle_before);
         self.counters.timeouts.add(fired);
+        self.limiter.sweep(self.moment(instant));
+        self.limiter.export(&self.counters);
         self.log.borrow_mut().wake();
         self.loaded();
         if now - self.tidied.get() >= TIDY_EVERY {

@@ -36,7 +36,7 @@ pub fn push_key(prefix: &[u8], name: &[u8], limit: &Limit, identity: &Identity<'
     out.extend_from_slice(prefix);
     out.extend_from_slice(b":rl:{");
     push_plain(name, out);
-    write_to(out, format_args!(":{}ms:{}:", limit.window().as_millis(), identity.kind()));
+    write_to(out, format_args!(":{}ms:{}:", limit.window().as_millis(), identity.kind().as_str()));
     match identity {
         Identity::User(name) | Identity::ApiKey(name) => push_plain(name, out),
         Identity::Ip(network) => write_to(out, format_args!("{network}")),

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::http::method::Method;
-use crate::snapshot::{EndpointId, RouteId};
+use crate::policy::rate_limit::identity::Kind;
+use crate::snapshot::{EndpointId, RouteId, ServiceId};
 
 /// What the counters count, the same for every worker.
 #[derive(Debug, Clone)]
@@ -76,12 +77,26 @@ pub struct Counters {
     pub timeouts: Counter,
     /// Samples counted under `other` because a table was full.
     pub series_dropped: Counter,
+    /// Commands sent to Redis.
+    pub redis_calls: Counter,
+    /// Writes that carried them.
+    pub redis_writes: Counter,
+    /// Commands without a good answer.
+    pub redis_errors: Counter,
+    /// Connections made to Redis.
+    pub redis_connects: Counter,
+    /// 1 while rate limits are decided without Redis, though there is one.
+    pub redis_degraded: Counter,
+    /// Requests that a rate limit let pass without counting them, since Redis was away.
+    pub rate_limit_uncounted: Counter,
     /// By route, method and status: count.
     pub(super) requests: Table,
     /// By route and method: nanoseconds, then a count for each bucket, the last for what is above all bounds.
     pub(super) durations: Table,
     /// By endpoint and status: count.
     pub(super) upstream: Table,
+    /// By service and kind of identity: count.
+    pub(super) rate_limited: Table,
     bounds: Box<[u64]>,
     enabled: bool,
 }
@@ -109,9 +124,16 @@ impl Counters {
             retries: Counter::default(),
             timeouts: Counter::default(),
             series_dropped: Counter::default(),
+            redis_calls: Counter::default(),
+            redis_writes: Counter::default(),
+            redis_errors: Counter::default(),
+            redis_connects: Counter::default(),
+            redis_degraded: Counter::default(),
+            rate_limit_uncounted: Counter::default(),
             requests: Table::new(shape.max_series, 1),
             durations: Table::new(histograms, shape.buckets.len() + 2),
             upstream: Table::new(shape.max_series, 1),
+            rate_limited: Table::new(shape.max_series.min(4_096), 1),
             bounds: shape.buckets.iter().map(|seconds| (seconds * 1e9) as u64).collect(),
             enabled: shape.enabled,
         }
@@ -143,6 +165,13 @@ impl Counters {
         }
     }
 
+    /// A limit has refused a request.
+    pub fn rate_limited(&self, service: ServiceId, kind: Kind) {
+        if self.enabled {
+            self.row(&self.rate_limited, u64::from(service.0) << 8 | kind as u64)[0].add(1);
+        }
+    }
+
     fn row<'a>(&'a self, table: &'a Table, key: u64) -> &'a [Counter] {
         table.row(key).unwrap_or_else(|| {
             self.series_dropped.add(1);
@@ -164,6 +193,12 @@ pub(super) fn split_request_key(key: u64) -> (RouteId, Method, u16) {
 /// What [`Counters::upstream_answered`] put together.
 pub(super) fn split_upstream_key(key: u64) -> (EndpointId, u16) {
     (EndpointId((key >> 16) as u32), key as u16)
+}
+
+/// What [`Counters::rate_limited`] put together.
+pub(super) fn split_rate_limited_key(key: u64) -> (ServiceId, Kind) {
+    let kind = Kind::ALL.get((key & 0xff) as usize).copied().unwrap_or(Kind::Ip);
+    (ServiceId((key >> 8) as u16), kind)
 }
 
 /// Rows of counters by key: open addressing, linear probing, at most half full; rows are never removed.

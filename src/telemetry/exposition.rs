@@ -12,7 +12,9 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::counters::{Counter, Counters, OTHER, Shape, Table, split_request_key, split_upstream_key};
+use super::counters::{
+    Counter, Counters, OTHER, Shape, Table, split_rate_limited_key, split_request_key, split_upstream_key,
+};
 use super::labels::Labels;
 
 /// What a worker runs on.
@@ -117,6 +119,7 @@ impl Collector for Sum {
         self.encode_requests(&mut encoder)?;
         self.encode_durations(&mut encoder)?;
         self.encode_upstream(&mut encoder)?;
+        self.encode_rate_limited(&mut encoder)?;
         let active = self.counters.iter().map(|block| block.active.get()).sum();
         gauge(&mut encoder, "api_gateway_active_requests", "Requests under way", |mut metric| {
             metric.encode_gauge(&as_gauge(active))
@@ -183,10 +186,22 @@ impl Sum {
         Ok(())
     }
 
+    fn encode_rate_limited(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Requests refused by a rate limit, by service and by whom the limit counts";
+        let mut metric = encoder.encode_descriptor("api_gateway_rate_limit_hits", help, None, MetricType::Counter)?;
+        for (key, row) in self.sum(|block| &block.rate_limited, 1) {
+            let (service, kind) = split_rate_limited_key(key);
+            let service = if key == OTHER { "other".to_owned() } else { self.labels.service_name(service) };
+            let labels = [("service", service.as_str()), ("key_type", kind.as_str())];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&row[0], None)?;
+        }
+        Ok(())
+    }
+
     /// The counters without labels of their own, by worker: their skew is worth seeing.
     fn encode_workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Read = fn(&Counters) -> &Counter;
-        let counters: [(&str, &str, Read); 12] = [
+        let counters: [(&str, &str, Read); 17] = [
             ("connections_accepted", "Client connections accepted", |block| &block.connections_accepted),
             ("accept_errors", "Client connections that could not be accepted", |block| &block.accept_errors),
             ("panics", "Panics caught; each ended one connection", |block| &block.panics),
@@ -200,6 +215,13 @@ impl Sum {
             ("upstream_stale", "Pooled upstream connections found closed", |block| &block.upstream_stale),
             ("retries", "Requests sent again", |block| &block.retries),
             ("timeouts", "Deadlines that fired", |block| &block.timeouts),
+            ("redis_calls", "Commands sent to Redis", |block| &block.redis_calls),
+            ("redis_writes", "Writes that carried commands to Redis", |block| &block.redis_writes),
+            ("redis_errors", "Commands that Redis did not answer, or with an error", |block| &block.redis_errors),
+            ("redis_connects", "Connections made to Redis", |block| &block.redis_connects),
+            ("rate_limit_uncounted", "Requests let pass without being counted while Redis was away", |block| {
+                &block.rate_limit_uncounted
+            }),
             ("metrics_series_dropped", "Samples counted under `other` for want of room", |block| &block.series_dropped),
         ];
         for (name, help, read) in counters {
@@ -211,13 +233,22 @@ impl Sum {
                 metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
             }
         }
-        gauge(encoder, "api_gateway_connections_open", "Client connections open", |mut metric| {
-            for (worker, block) in self.counters.iter().enumerate() {
-                let labels = [("worker", worker.to_string())];
-                metric.encode_family(&labels)?.encode_gauge(&as_gauge(block.connections_open.get()))?;
-            }
-            Ok(())
-        })
+        let gauges: [(&str, &str, Read); 2] = [
+            ("connections_open", "Client connections open", |block| &block.connections_open),
+            ("redis_degraded", "Whether rate limits are decided without Redis, though there is one", |block| {
+                &block.redis_degraded
+            }),
+        ];
+        for (name, help, read) in gauges {
+            gauge(encoder, &format!("api_gateway_{name}"), help, |mut metric| {
+                for (worker, block) in self.counters.iter().enumerate() {
+                    let labels = [("worker", worker.to_string())];
+                    metric.encode_family(&labels)?.encode_gauge(&as_gauge(read(block).get()))?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// One table of all workers, row by row, in the order of the keys.

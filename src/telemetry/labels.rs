@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::snapshot::{EndpointId, RouteId};
+use crate::snapshot::{EndpointId, RouteId, ServiceId};
 
 /// The most endpoints that get a name of their own in a process's life. Later ones are counted as `other`, and still have
 /// an identity each: connections are pooled by it.
@@ -15,6 +15,8 @@ pub struct Labels(Mutex<Names>);
 #[derive(Debug)]
 struct Names {
     routes: Vec<String>,
+    services: Vec<String>,
+    rate_limits: Vec<String>,
     endpoints: Vec<(String, String)>,
     /// Endpoints that came when there was no name left.
     nameless: u32,
@@ -31,7 +33,13 @@ impl Labels {
     pub fn new() -> Labels {
         let routes = vec!["none".to_owned(), "/health".to_owned()];
         let endpoints = vec![("other".to_owned(), "other".to_owned())];
-        Labels(Mutex::new(Names { routes, endpoints, nameless: 0 }))
+        Labels(Mutex::new(Names {
+            routes,
+            services: vec!["other".to_owned()],
+            rate_limits: Vec::new(),
+            endpoints,
+            nameless: 0,
+        }))
     }
 
     /// The identity of a route's prefix; once 65,536 are used up, the one that stands for no route.
@@ -42,6 +50,31 @@ impl Labels {
             names.routes.len() - 1
         });
         u16::try_from(index).map_or(RouteId::NONE, RouteId)
+    }
+
+    /// The identity of a service's name; once 65,536 are used up, the one that stands for all others.
+    pub fn service(&self, name: &str) -> ServiceId {
+        let services = &mut self.names().services;
+        let index = services.iter().position(|known| known == name).unwrap_or_else(|| {
+            services.push(name.to_owned());
+            services.len() - 1
+        });
+        ServiceId(u16::try_from(index).unwrap_or(0))
+    }
+
+    /// The `service` label.
+    pub fn service_name(&self, id: ServiceId) -> String {
+        self.names().services.get(usize::from(id.0)).cloned().unwrap_or_else(|| "other".to_owned())
+    }
+
+    /// The identity of a rate limit that the ledger calls `name`.
+    pub fn rate_limit(&self, name: &str) -> u32 {
+        let names = &mut self.names().rate_limits;
+        let index = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name.to_owned());
+            names.len() - 1
+        });
+        index as u32
     }
 
     /// The identity of an endpoint of a service.

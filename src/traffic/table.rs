@@ -97,7 +97,7 @@ impl<V> Table<V> {
 
 /// Hashes a key that is evenly spread, and that no client can choose, by folding it.
 #[derive(Debug, Default)]
-struct Folded(u64);
+pub struct Folded(u64);
 
 impl Hasher for Folded {
     fn write(&mut self, bytes: &[u8]) {

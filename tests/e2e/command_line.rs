@@ -1,6 +1,6 @@
 //! The command line: what each command prints, and how it exits.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +41,10 @@ impl Drop for File {
     }
 }
 
-const GOOD: &str = "[services.sms]\nprefix = \"/sms\"\nendpoints = [\"http://127.0.0.1:9001\"]\n";
+/// 32 bytes, as HS256 needs.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+const GOOD: &str = "[services.sms]\nprefix = \"/sms\"\nendpoints = [\"http://127.0.0.1:9001\"]\nauth = \"none\"\n";
 
 #[test]
 fn check_accepts_a_good_file_under_each_of_its_names() {
@@ -60,8 +63,55 @@ fn check_accepts_a_good_file_under_each_of_its_names() {
 #[test]
 fn check_accepts_the_shipped_file() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
-    let (code, _, err) = run(&mut ringway(&["check", "--config", path]));
+    let check =
+        |environment: &[(&str, &str)]| run(ringway(&["check", "--config", path]).envs(environment.iter().copied()));
+    let (code, out, err) = check(&[("JWT_SECRET_KEY", SECRET)]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(!out.contains(SECRET), "{out}");
+    let (code, _, err) = check(&[]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("services.sms.auth") && err.contains("JWT_SECRET_KEY"), "it says what to do: {err}");
+    let (code, _, err) = check(&[("JWT_SECRET_KEY", "short-secret")]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("needs at least 32") && !err.contains("short-secret"), "a secret is not repeated: {err}");
+}
+
+#[test]
+fn a_token_is_minted_with_the_configured_secret() {
+    let file = File::new("[auth.jwt]\nissuer = \"me\"\naudience = \"ringway\"\n");
+    let token = |arguments: &[&str], secret: &str| {
+        let all = [&["token", "--config", file.path()], arguments].concat();
+        run(ringway(&all).env("JWT_SECRET_KEY", secret))
+    };
+    let (code, out, err) = token(&["--sub", "alice", "--scope", "a,b", "--exp", "15m"], SECRET);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(out.trim_end().split('.').count(), 3, "{out}");
+    let (code, _, err) = token(&["--sub", "alice"], "");
+    assert_eq!(code, Some(2));
+    assert!(err.contains("JWT_SECRET_KEY"), "{err}");
+    for bad in [&["--sub", "a b"][..], &["--sub", "alice", "--exp", "soon"], &["--sub", "alice", "--scope", "a b"]] {
+        assert_eq!(token(bad, SECRET).0, Some(2), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_key_is_hashed_for_the_configuration() {
+    let hash = |key: &str| {
+        let mut child = ringway(&["hash-key"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        child.stdin.take().expect("piped").write_all(key.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("a child");
+        (output.status.code(), String::from_utf8(output.stdout).expect("ASCII"), output.stderr.is_empty())
+    };
+    assert_eq!(hash("testpassword"), (Some(2), String::new(), false), "too short");
+    let (code, out, quiet) = hash("a-key-of-enough-bytes\n");
+    assert_eq!((code, quiet), (Some(0), true));
+    assert!(out.starts_with("sha256:") && out.trim_end().len() == "sha256:".len() + 64, "{out}");
+    assert_eq!(hash("a-key-of-enough-bytes").1, out, "the line's end is no part of the key");
 }
 
 #[test]

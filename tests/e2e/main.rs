@@ -1,9 +1,11 @@
 //! The gateway as its users meet it: the real binary, real sockets, one module a topic.
 
+mod auth;
 mod backends;
 mod bodies;
 mod clients;
 mod command_line;
+mod cors;
 mod descriptors;
 mod drain;
 mod drivers;
@@ -16,6 +18,9 @@ mod observability;
 mod overload;
 mod paths;
 mod pool;
+mod rate_limits;
+#[path = "../support/redis.rs"]
+mod redis;
 mod refusals;
 mod routing;
 mod slow;

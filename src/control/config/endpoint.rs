@@ -51,8 +51,13 @@ fn http(rest: &str) -> Result<EndpointUrl, String> {
     if tail.len() > 1 {
         return Err("must not have a path: requests are sent to the path that is left after the prefix".to_owned());
     }
+    self::authority(authority, 80)
+}
+
+/// Reads `host[:port]`, a name or an address.
+pub(super) fn authority(authority: &str, default_port: u16) -> Result<EndpointUrl, String> {
     let authority = authority.to_ascii_lowercase();
-    let (host, port) = split_port(&authority)?;
+    let (host, port) = split_port(&authority, default_port)?;
     let address = match host.strip_prefix('[') {
         Some(v6) => {
             let v6 = v6.strip_suffix(']').and_then(|text| text.parse::<Ipv6Addr>().ok());
@@ -69,10 +74,12 @@ fn http(rest: &str) -> Result<EndpointUrl, String> {
     }
 }
 
-/// The host, with the brackets of an IPv6 address, and the port, 80 where there is none.
-fn split_port(authority: &str) -> Result<(&str, u16), String> {
+/// The host, with the brackets of an IPv6 address, and the port, the default where there is none.
+fn split_port(authority: &str, default: u16) -> Result<(&str, u16), String> {
     let host_end = authority.rfind(']').map_or(0, |index| index + 1);
-    let Some(colon) = authority[host_end..].find(':').map(|index| host_end + index) else { return Ok((authority, 80)) };
+    let Some(colon) = authority[host_end..].find(':').map(|index| host_end + index) else {
+        return Ok((authority, default));
+    };
     let (host, port) = (&authority[..colon], &authority[colon + 1..]);
     if port.contains(':') {
         return Err("must have an IPv6 address in brackets, as in http://[::1]:9001".to_owned());

@@ -40,6 +40,22 @@ pub const KEYS: &[&str] = &[
     "services.*.methods",
     "services.*.hosts",
     "services.*.load_balancing",
+    "services.*.auth",
+    "services.*.required_scopes",
+    "services.*.forward_credentials",
+    "services.*.rate_limit.enabled",
+    "services.*.rate_limit.requests",
+    "services.*.rate_limit.window",
+    "services.*.rate_limit.key",
+    "services.*.rate_limits",
+    "services.*.cors.enabled",
+    "services.*.cors.allow_origins",
+    "services.*.cors.allow_methods",
+    "services.*.cors.allow_headers",
+    "services.*.cors.expose_headers",
+    "services.*.cors.allow_credentials",
+    "services.*.cors.max_age",
+    "services.*.cors.private_network",
     "services.*.limits.header_bytes",
     "services.*.limits.header_count",
     "services.*.limits.uri_bytes",
@@ -50,6 +66,35 @@ pub const KEYS: &[&str] = &[
     "services.*.timeouts.connect",
     "services.*.timeouts.response_header",
     "services.*.timeouts.idle_body",
+    "cors.enabled",
+    "cors.allow_origins",
+    "cors.allow_methods",
+    "cors.allow_headers",
+    "cors.expose_headers",
+    "cors.allow_credentials",
+    "cors.max_age",
+    "cors.private_network",
+    "redis.url",
+    "redis.prefix",
+    "redis.timeout",
+    "redis.on_error",
+    "auth.jwt.secret",
+    "auth.jwt.algorithms",
+    "auth.jwt.public_key_file",
+    "auth.jwt.jwks_file",
+    "auth.jwt.jwks_url",
+    "auth.jwt.jwks_refresh",
+    "auth.jwt.issuer",
+    "auth.jwt.audience",
+    "auth.jwt.leeway",
+    "auth.jwt.required_claims",
+    "auth.api_keys",
+    "rate_limit.enabled",
+    "rate_limit.requests",
+    "rate_limit.window",
+    "rate_limit.key",
+    "rate_limit.ipv6_prefix",
+    "rate_limit.memory_keys",
 ];
 
 /// The keys of an endpoint that is written as a table.
@@ -104,7 +149,7 @@ pub(super) fn nearest(path: &[&str]) -> String {
     let whole = path.join(".");
     if let Some(sibling) = closest(&whole, siblings.iter()) {
         let distance = strsim::damerau_levenshtein(&whole, sibling);
-        if distance <= (name.chars().count() / 3).max(2) {
+        if distance <= (name.chars().count() / 3).max(1) {
             return sibling.clone();
         }
     }

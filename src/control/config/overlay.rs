@@ -8,8 +8,15 @@ use super::keys;
 use super::value::{Node, Table, Value};
 
 /// The variables with a name of their own; every other key is `RINGWAY_<TABLE>__<KEY>`.
-pub(super) const NAMED: &[(&str, &str)] =
-    &[("HOST", "server.host"), ("PORT", "server.port"), ("METRICS_ENABLED", "metrics.enabled")];
+pub(super) const NAMED: &[(&str, &str)] = &[
+    ("HOST", "server.host"),
+    ("PORT", "server.port"),
+    ("METRICS_ENABLED", "metrics.enabled"),
+    ("REDIS_URL", "redis.url"),
+    ("JWT_SECRET_KEY", "auth.jwt.secret"),
+    ("RATE_LIMIT_REQUESTS", "rate_limit.requests"),
+    ("RATE_LIMIT_WINDOW", "rate_limit.window"),
+];
 
 const PREFIX: &str = "RINGWAY_";
 const FILE_SUFFIX: &str = "_FILE";

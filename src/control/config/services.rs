@@ -3,10 +3,14 @@
 use std::collections::HashSet;
 
 use crate::http::method::{Method, MethodSet};
+use crate::policy::auth::Mode;
 use crate::snapshot::{Limits, Timeouts};
 use crate::traffic::balance::Algorithm;
 
-use super::error::Place;
+use super::cors::CorsSettings;
+use super::credentials::{self, Auth};
+use super::error::{ConfigError, Place};
+use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
 use super::{EndpointSpec, Service, endpoint, keys, route, tables};
@@ -19,8 +23,17 @@ const HOSTS_MAX: usize = 64;
 /// The name of the control plane's own service.
 const RESERVED_NAME: &str = "management";
 
+/// What holds for services that set nothing of their own.
+pub(super) struct Global<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) timeouts: &'a Timeouts,
+    pub(super) auth: &'a Auth,
+    pub(super) rate_limits: &'a RateLimits,
+    pub(super) cors: &'a CorsSettings,
+}
+
 /// The services, over the global limits and timeouts, in the order of their names.
-pub(super) fn services(section: Section<'_>, limits: &Limits, timeouts: &Timeouts) -> Vec<Service> {
+pub(super) fn services(section: Section<'_>, global: &Global<'_>) -> Vec<Service> {
     let mut services = Vec::new();
     let mut prefixes: Vec<Node> = Vec::new();
     for (name, node) in section.entries() {
@@ -34,7 +47,7 @@ pub(super) fn services(section: Section<'_>, limits: &Limits, timeouts: &Timeout
         if !matches!(node.value, Value::Table(_)) {
             continue;
         }
-        let service = service(own, name, &node.key, limits, timeouts);
+        let service = service(own, name, &node.key, global);
         // One whose prefix is wrong is compared with none.
         let Some(prefix) = own.node("prefix").filter(|_| !service.prefix.is_empty()) else { continue };
         check_distinct(section, &path, prefix, &service, &services, &prefixes);
@@ -54,7 +67,9 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
     }
 }
 
-fn service(section: Section<'_>, name: &str, place: &Place, limits: &Limits, timeouts: &Timeouts) -> Service {
+fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
+    let &Global { limits, timeouts, auth, rate_limits, cors } = global;
+    let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     Service {
         name: name.to_owned(),
@@ -71,6 +86,11 @@ fn service(section: Section<'_>, name: &str, place: &Place, limits: &Limits, tim
         }),
         limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
         timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
+        auth: mode(section, place, auth),
+        required_scopes: required_scopes(section),
+        forward_credentials: section.read("forward_credentials", true, Node::boolean),
+        rate_limits: limits::of_service(section, rate_limits),
+        cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
     }
 }
 
@@ -103,16 +123,11 @@ fn endpoints(section: Section<'_>, place: &Place) -> Vec<EndpointSpec> {
 
 /// `"http://…"` or `{ url = "http://…", weight = 3 }`. `None` when what is wrong has been noted.
 fn endpoint(section: Section<'_>, path: &str, node: &Node) -> Result<Option<EndpointSpec>, String> {
-    let Value::Table(table) = &node.value else {
+    let Value::Table(_) = &node.value else {
         let text = node.text().map_err(|_| "must be a URL or a table, { url = \"http://…\", weight = 1 }")?;
         return endpoint::url(text).map(|url| Some(EndpointSpec { url, weight: 1 }));
     };
-    for (name, node) in table {
-        if !keys::ENDPOINT_KEYS.contains(&name.as_str()) {
-            let nearest = keys::closest(name, keys::ENDPOINT_KEYS.iter()).expect("there are keys");
-            section.errors.push(keys::unknown(node, format!("{path}.{name}"), nearest));
-        }
-    }
+    check_keys(section, path, node, keys::ENDPOINT_KEYS);
     let own = Section::of(path, Some(node), section.errors);
     if own.node("url").is_none() {
         own.missing("url", &node.place, "where the endpoint is, such as \"http://127.0.0.1:9001\"");
@@ -121,25 +136,86 @@ fn endpoint(section: Section<'_>, path: &str, node: &Node) -> Result<Option<Endp
     Ok(own.get("url", |node| endpoint::url(node.text()?)).map(|url| EndpointSpec { url, weight }))
 }
 
+/// Notes every key of the table `node`, an element of an array, that is none of `known`.
+pub(super) fn check_keys(section: Section<'_>, path: &str, node: &Node, known: &[&str]) {
+    let Value::Table(table) = &node.value else { return };
+    for (name, node) in table.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
+        let nearest = keys::closest(name, known.iter()).expect("there are keys");
+        section.errors.push(keys::unknown(node, format!("{path}.{name}"), nearest));
+    }
+}
+
 fn methods(section: Section<'_>) -> MethodSet {
-    let methods = section.list("methods", 1..=Method::COUNT, |node| {
-        let token = node.text()?;
-        match Method::from_bytes(token.as_bytes()) {
-            Method::Connect => Err("CONNECT is not supported".to_owned()),
-            Method::Other => {
-                let upper = token.to_ascii_uppercase();
-                let known = || Method::ALL.into_iter().filter(|m| !matches!(m, Method::Connect | Method::Other));
-                let near = keys::closest(&upper, known().map(Method::as_str)).expect("there are methods");
-                let names: Vec<&str> = known().map(Method::as_str).collect();
-                Err(format!("unknown method; did you mean {near:?}? Known are {}", names.join(", ")))
-            }
-            method => Ok(method),
-        }
-    });
+    let methods = section.list("methods", 1..=Method::COUNT, |node| method(node.text()?));
     match methods {
         Some(methods) => methods.into_iter().fold(MethodSet::EMPTY, |set, (method, _)| set.with(method)),
         None => MethodSet::ALL,
     }
+}
+
+fn method(token: &str) -> Result<Method, String> {
+    match Method::from_bytes(token.as_bytes()) {
+        Method::Connect => Err("CONNECT is not supported".to_owned()),
+        Method::Other => {
+            let upper = token.to_ascii_uppercase();
+            let known = || Method::ALL.into_iter().filter(|m| !matches!(m, Method::Connect | Method::Other));
+            let near = keys::closest(&upper, known().map(Method::as_str)).expect("there are methods");
+            let names: Vec<&str> = known().map(Method::as_str).collect();
+            Err(format!("unknown method; did you mean {near:?}? Known are {}", names.join(", ")))
+        }
+        method => Ok(method),
+    }
+}
+
+/// An array of scopes for every method, or a table of them by method.
+fn required_scopes(section: Section<'_>) -> Vec<(MethodSet, Vec<String>)> {
+    const KEY: &str = "required_scopes";
+    let scopes = |own: Section<'_>, key: &str| -> Vec<String> {
+        let scopes = own.list(key, 0..=64, credentials::scope).unwrap_or_default();
+        scopes.into_iter().map(|(scope, _)| scope).collect()
+    };
+    let Some(node) = section.node(KEY) else { return Vec::new() };
+    let Value::Table(table) = &node.value else { return vec![(MethodSet::ALL, scopes(section, KEY))] };
+    let path = section.path(KEY);
+    let own = Section::of(&path, Some(node), section.errors);
+    let mut rules = Vec::new();
+    for name in table.keys() {
+        match method(name) {
+            Ok(method) => rules.push((MethodSet::EMPTY.with(method), scopes(own, name))),
+            Err(_) => {
+                let problem =
+                    format!("must be an array of scopes, or a table of them by method; {name:?} is no method");
+                section.errors.reject(&path, node, problem);
+            }
+        }
+    }
+    rules
+}
+
+/// Whether clients must show who they are; that needs a way to tell.
+fn mode(section: Section<'_>, place: &Place, auth: &Auth) -> Mode {
+    let mode = section.read("auth", Mode::Required, |node| {
+        node.choice(&[("required", Mode::Required), ("optional", Mode::Optional), ("none", Mode::None)])
+    });
+    if mode == Mode::Required && section.node("auth").is_none_or(|node| node.text().is_ok()) && !auth.knows_anybody() {
+        let problem = "clients must show who they are, and there is no key to verify them with: set auth.jwt.secret \
+                       (JWT_SECRET_KEY), another key of auth.jwt, or auth.api_keys; or let everybody in with auth = \"none\"";
+        let place = section.node("auth").map_or(place, |node| &node.place);
+        let error = ConfigError {
+            place: place.clone(),
+            key: section.path("auth"),
+            value: Some("\"required\"".to_owned()),
+            problem: problem.to_owned(),
+        };
+        section.errors.push(error);
+    }
+    if mode == Mode::None
+        && let Some(node) = section.node("required_scopes")
+    {
+        let problem = "nobody has scopes where auth = \"none\"; remove them, or ask for credentials";
+        section.errors.reject(&section.path("required_scopes"), node, problem);
+    }
+    mode
 }
 
 fn hosts(section: Section<'_>) -> Vec<String> {

@@ -10,14 +10,20 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{Config, Discovery, Driver, Level, Metrics, Server, Workers, services, units};
+use super::{Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let table = |name: &'static str| Section::of(name, root.node(name), root.errors);
-    let limits = limits(table("limits"), &DEFAULT_LIMITS);
+    let limits = self::limits(table("limits"), &DEFAULT_LIMITS);
     let timeouts = timeouts(table("timeouts"), &DEFAULT_TIMEOUTS);
-    let services = services::services(table("services"), &limits, &timeouts);
+    let auth = credentials::auth(table("auth"));
+    let limiting = table("rate_limit");
+    let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
+    let cors = super::cors::cors(table("cors"), &super::cors::defaults());
+    let global =
+        services::Global { limits: &limits, timeouts: &timeouts, auth: &auth, rate_limits: &rate_limits, cors: &cors };
+    let services = services::services(table("services"), &global);
     Config {
         origin: origin.to_owned(),
         server: server(table("server")),
@@ -25,6 +31,12 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         logging: logging(table("logging")),
         level: level(table("logging")),
         discovery: discovery(table("discovery")),
+        redis: limits::redis(table("redis")),
+        ipv6_prefix: limiting.read("ipv6_prefix", 64, |node| Ok(node.integer(32..=128)? as u8)),
+        memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
+        auth,
+        rate_limits,
+        cors,
         limits,
         timeouts,
         services,

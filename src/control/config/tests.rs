@@ -22,7 +22,17 @@ fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
-    Config::from_toml(text, "c.toml", &pairs(environment), &[])
+    // Without a key no service can ask for credentials, which is the default.
+    let environment = [&[SECRET], environment].concat();
+    Config::from_toml(text, "c.toml", &pairs(&environment), &[])
+}
+
+/// 32 bytes.
+const SECRET: (&str, &str) = ("JWT_SECRET_KEY", "0123456789abcdef0123456789abcdef");
+
+/// The configuration of an empty file, with the secret that [`parse`] knows.
+fn nothing_set() -> Config {
+    Config { origin: Config::BUILT_IN.to_owned(), ..good("") }
 }
 
 fn good(text: &str) -> Config {
@@ -85,7 +95,7 @@ fn what_is_written_is_what_holds() {
 #[test]
 fn no_file_is_no_service() {
     let config = parse("", &[]).expect("valid");
-    assert_eq!(Config { origin: Config::BUILT_IN.to_owned(), ..config }, Config::default());
+    assert_eq!(Config { origin: Config::BUILT_IN.to_owned(), ..config }, nothing_set());
     assert!(Config::default().services.is_empty());
 }
 

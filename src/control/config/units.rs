@@ -35,6 +35,12 @@ fn split<'a>(text: &'a str, units: &[(&str, u64)], plain: u64) -> Option<(&'a st
     }
 }
 
+/// Reads a time (RFC 3339), as seconds since the Unix epoch.
+pub(super) fn parse_time(text: &str) -> Option<u64> {
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    u64::try_from(time.unix_timestamp()).ok()
+}
+
 /// The shortest exact form in whole units: `75s`, `5m`, `250ms`.
 pub(super) fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();

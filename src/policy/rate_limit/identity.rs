@@ -34,12 +34,35 @@ impl Identity<'_> {
         Identity::Ip(network)
     }
 
-    /// What metrics and Redis call the kind: `user`, `api_key`, `ip`.
-    pub fn kind(&self) -> &'static str {
+    /// The kind.
+    pub fn kind(&self) -> Kind {
         match self {
-            Identity::User(_) => "user",
-            Identity::ApiKey(_) => "api_key",
-            Identity::Ip(_) => "ip",
+            Identity::User(_) => Kind::User,
+            Identity::ApiKey(_) => Kind::ApiKey,
+            Identity::Ip(_) => Kind::Ip,
+        }
+    }
+}
+
+/// The kind of an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    User,
+    ApiKey,
+    Ip,
+}
+
+impl Kind {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Kind; 3] = [Kind::User, Kind::ApiKey, Kind::Ip];
+
+    /// What metrics and Redis call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::User => "user",
+            Kind::ApiKey => "api_key",
+            Kind::Ip => "ip",
         }
     }
 }

@@ -1,7 +1,10 @@
 //! What is said before the first call: who we are, which database, which scripts. One write, and its replies.
 
+use std::time::Duration;
+
 use super::link::Link;
 use super::{Reason, Shared, State};
+use crate::proxy::watch::Patience;
 use crate::redis::resp::command::command;
 use crate::redis::resp::{Refusal, Reply, Value};
 
@@ -25,7 +28,9 @@ enum Step {
 pub(super) async fn shake(link: &mut Link, shared: &Shared) -> Result<(), Reason> {
     let mut out = Vec::new();
     let steps = render(shared, &mut out);
-    let (sent, _) = link.socket.writer.write_all(out).await;
+    let Link { socket, clock, .. } = link;
+    let patience = Patience::new(&socket.watch, clock, Duration::ZERO);
+    let (sent, _) = socket.writer.write_all(out, patience).await;
     // One that was refused (too many clients, protected mode) can still tell why.
     let may_read_on = sent.is_ok();
     for step in steps {

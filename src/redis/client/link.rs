@@ -3,6 +3,7 @@
 //! Reading, writing, the deadline and the interruption run side by side in this one task; whichever ends first ends the
 //! connection. A read that is dropped then loses bytes, which is well, since nobody could be given them.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::mem::{replace, take};
@@ -17,7 +18,7 @@ use super::backoff;
 use super::handshake;
 use super::{Reason, Shared, State};
 use crate::proxy::socket::{Reader, Socket, Writer};
-use crate::proxy::watch::Registry;
+use crate::proxy::watch::{Millis, Patience, Registry, Side};
 use crate::redis::resp::{Decoder, Reply};
 use crate::snapshot::Address;
 
@@ -38,6 +39,8 @@ pub(super) struct Link {
     buf: Vec<u8>,
     /// Of this socket alone: ends it for good, whatever still waits on it.
     registry: Rc<Registry>,
+    /// Stands still: nobody sweeps the registry, the calls' own deadlines do.
+    pub(super) clock: Cell<Millis>,
 }
 
 /// The task itself; ends when the client is dropped.
@@ -99,7 +102,13 @@ impl Link {
         let address = shared.address.borrow().clone();
         let registry = Rc::default();
         let socket = open(address, &registry).await.map_err(|_| Reason::Unreachable)?;
-        Ok(Link { socket, decoder: Decoder::default(), buf: Vec::with_capacity(READ_SIZE), registry })
+        Ok(Link {
+            socket,
+            decoder: Decoder::default(),
+            buf: Vec::with_capacity(READ_SIZE),
+            registry,
+            clock: Cell::new(0),
+        })
     }
 
     /// The next reply, for the handshake.
@@ -115,9 +124,9 @@ impl Link {
 
     /// Takes calls until something is wrong.
     async fn serve(&mut self, shared: &Shared) -> Reason {
-        let Socket { reader, writer, .. } = &mut self.socket;
+        let Socket { reader, writer, watch, .. } = &mut self.socket;
         let mut receiving = pin!(receive(shared, reader, &mut self.decoder, &mut self.buf));
-        let mut sending = pin!(send(shared, writer));
+        let mut sending = pin!(send(shared, writer, Patience::new(watch, &self.clock, Duration::ZERO)));
         let mut expiry = pin!(expire(shared));
         poll_fn(|cx| {
             // Replies first: what has come in time counts, however late it is looked at.
@@ -134,7 +143,7 @@ impl Link {
 
     /// Ends the connection at once, in both directions.
     fn end(self) {
-        self.registry.shut_all();
+        self.registry.stop();
     }
 }
 
@@ -143,9 +152,9 @@ async fn open(address: Address, registry: &Rc<Registry>) -> io::Result<Socket> {
         Address::Tcp(address) => {
             let stream = TcpStream::connect_addr(address).await?;
             stream.set_nodelay(true)?;
-            Ok(Socket::tcp(stream, registry))
+            Ok(Socket::tcp(stream, registry, Side::Upstream))
         }
-        Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, registry)),
+        Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, registry, Side::Upstream)),
     }
 }
 
@@ -178,7 +187,7 @@ async fn receive(
 }
 
 /// Sends what is called for, all that there is at once.
-async fn send(shared: &Shared, writer: &mut Writer) -> Reason {
+async fn send(shared: &Shared, writer: &mut Writer, patience: Patience<'_>) -> Reason {
     let mut spare = Vec::new();
     loop {
         poll_fn(|cx| shared.ready_when(cx, !shared.out.borrow().is_empty())).await;
@@ -186,7 +195,7 @@ async fn send(shared: &Shared, writer: &mut Writer) -> Reason {
         shared.pending.borrow_mut().sent();
         shared.stats.writes.add(1);
         shared.stats.bytes_out.add(commands.len() as u64);
-        let (result, mut sent) = writer.write_all(commands).await;
+        let (result, mut sent) = writer.write_all(commands, patience).await;
         if result.is_err() {
             return Reason::Closed;
         }

@@ -53,6 +53,12 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Calls without a good answer. Those whose script Redis had forgotten are among them, though they are made again.
+    pub fn errors(&self) -> u64 {
+        let refused: u64 = self.refused.iter().map(Counter::get).sum();
+        self.down.get() + self.timeouts.get() + self.overloaded.get() + refused
+    }
+
     /// Calls answered with this kind of error.
     pub fn refused(&self, refusal: Refusal) -> u64 {
         self.refused[refusal as usize].get()

@@ -194,7 +194,7 @@ fn unknown_keys_name_the_nearest() {
 #[test]
 fn all_errors_at_once_in_order() {
     let text = "[server]\nport = 70000\nbaklog = 1\n\n[limits]\nheader_count = 1\n\n[services.a]\nprefix = \"x\"\nendpoints = [\"https://b\"]\n";
-    let environment = [("RINGWAY_NOPE__X", "1"), ("METRICS_ENABLED", "perhaps")];
+    let environment = [("RINGWAY_NOPE__X", "1"), ("METRICS_ENABLED", "perhaps"), SECRET];
     let errors = Config::from_toml(text, "c.toml", &pairs(&environment), &pairs(&[("timeouts.connect", "x")]));
     let expected = [
         "c.toml:2:8: server.port = 70000: ",

@@ -65,7 +65,7 @@ fn every_kind_of_value_from_the_environment() {
         ("RINGWAY_SERVICES__NEW__PREFIX", "/new"),
         ("RINGWAY_SERVICES__NEW__ENDPOINTS", "[{ url = \"http://a\", weight = 2 }, \"http://b\"]"),
         ("REDIS_URL", "redis://localhost"),
-        ("JWT_SECRET_KEY", "x"),
+        SECRET,
         ("RINGWAY_PORT", "tcp://10.0.0.1:80"),
         ("RINGWAY_SERVICE_HOST", "10.0.0.1"),
     ];
