@@ -2,7 +2,7 @@
 //!
 //! The last good set stays in force whatever happens: an issuer that is down, slow, or answers with something else keeps
 //! nobody out whose key is known. A token that names an unknown key brings the next fetch forward, but not by more than
-//! one fetch in [`WANTED_EVERY`], since anybody can send such tokens.
+//! one fetch in ten seconds, since anybody can send such tokens.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -84,8 +84,8 @@ pub struct RequestHead<'a> {
     pub length: usize,
 }
 
-/// The fields that carry credentials.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The fields that carry credentials. They are never shown.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Credentials<'a> {
     /// `Authorization`.
     pub authorization: Option<&'a [u8]>,
@@ -93,6 +93,16 @@ pub struct Credentials<'a> {
     pub api_key: Option<&'a [u8]>,
     /// Whether one of them came more than once.
     pub repeated: bool,
+}
+
+impl std::fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("authorization", &self.authorization.is_some())
+            .field("api_key", &self.api_key.is_some())
+            .field("repeated", &self.repeated)
+            .finish()
+    }
 }
 
 /// The fields of the CORS protocol (Fetch standard, section 3.3).

@@ -105,17 +105,22 @@ fn summary_is_aligned() {
         [services.a]
         prefix = "/a"
         endpoints = ["http://a:1", { url = "unix:/b", weight = 2 }]
+        auth = "none"
+        rate_limit = { enabled = false }
         [services.longer]
         prefix = "/longer"
         hosts = ["x.com"]
         load_balancing = "random"
         endpoints = ["http://[::1]:80"]
+        cors = { enabled = true, allow_origins = ["*"] }
     "#;
     let expected = "configuration  c.toml\n\
                     address        0.0.0.0:8080\n\
                     workers        auto, pinned, driver auto\n\
+                    rate limits    in memory\n\
+                    credentials    tokens by 1 key, 0 API keys\n\
                     services       2\n  \
-                      a       /a               round_robin  http://a:1, unix:/b (weight 2)\n  \
-                      longer  /longer (x.com)  random       http://[::1]:80";
+                      a       /a               round_robin  auth none      no limit         http://a:1, unix:/b (weight 2)\n  \
+                      longer  /longer (x.com)  random       auth required  100 in 1m, CORS  http://[::1]:80";
     assert_eq!(good(text).summary(), expected);
 }
