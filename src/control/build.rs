@@ -96,7 +96,7 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
 }
 
 fn cors(settings: &CorsSettings) -> Option<Arc<Cors>> {
-    settings.enabled.then(|| Arc::new(Cors::new(settings.rules.clone())))
+    settings.enabled.then(|| Arc::new(Cors::new(&settings.rules).expect("the configuration was validated")))
 }
 
 fn rate_limit(service: &config::Service, spec: &RateLimitSpec, labels: &Labels) -> RateLimit {

@@ -32,7 +32,6 @@ pub enum Name {
     GatewayError,
     Authorization,
     ApiKey,
-    Origin,
     /// One of the `Access-Control-*` fields, of a request or an answer.
     Cors,
     /// What an answer says about the rate limit that holds for its client.
@@ -44,7 +43,7 @@ pub enum Name {
 impl Name {
     /// Whether the field is the two ends' own matter, and so may be nominated in `Connection`.
     pub fn is_end_to_end(self) -> bool {
-        matches!(self, Name::Other | Name::Authorization | Name::ApiKey | Name::Origin | Name::Cors | Name::RateLimit)
+        matches!(self, Name::Other | Name::Authorization | Name::ApiKey | Name::Cors | Name::RateLimit)
     }
 }
 
@@ -57,7 +56,6 @@ pub fn classify(name: &[u8]) -> Name {
         4 if is(b"host") => Name::Host,
         4 if is(b"date") => Name::Date,
         6 if is(b"expect") => Name::Expect,
-        6 if is(b"origin") => Name::Origin,
         7 if is(b"upgrade") => Name::Upgrade,
         7 if is(b"trailer") => Name::HopByHop,
         9 if is(b"forwarded") => Name::Forwarded,

@@ -76,8 +76,6 @@ pub struct RequestHead<'a> {
     pub forwarded_for: Option<&'a [u8]>,
     /// What the client offers to show who it is.
     pub credentials: Credentials<'a>,
-    /// What a browser says about the page that asks.
-    pub cors: CorsFields<'a>,
     /// The fields, in the order they came in.
     pub fields: &'a [httparse::Header<'a>],
     /// The length of the head in bytes.
@@ -103,21 +101,6 @@ impl std::fmt::Debug for Credentials<'_> {
             .field("repeated", &self.repeated)
             .finish()
     }
-}
-
-/// The fields of the CORS protocol (Fetch standard, section 3.3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CorsFields<'a> {
-    /// `Origin`.
-    pub origin: Option<&'a [u8]>,
-    /// Whether `Origin` came more than once.
-    pub repeated: bool,
-    /// `Access-Control-Request-Method`.
-    pub request_method: Option<&'a [u8]>,
-    /// `Access-Control-Request-Headers`.
-    pub request_headers: Option<&'a [u8]>,
-    /// `Access-Control-Request-Private-Network`.
-    pub request_private_network: Option<&'a [u8]>,
 }
 
 /// Why a head is not served. The connection closes after each of them: where the next request starts is not certain.
@@ -254,7 +237,6 @@ pub fn parse<'a>(
         traceparent: None,
         forwarded_for: None,
         credentials: Credentials::default(),
-        cors: CorsFields::default(),
         fields: request.headers,
         length: bytes.len(),
     };
@@ -315,8 +297,6 @@ impl<'a> RequestHead<'a> {
                     self.credentials.repeated |= self.credentials.authorization.replace(value).is_some();
                 }
                 Name::ApiKey => self.credentials.repeated |= self.credentials.api_key.replace(value).is_some(),
-                Name::Origin => self.cors.repeated |= self.cors.origin.replace(value).is_some(),
-                Name::Cors => self.cors.read(field.name.as_bytes(), value),
                 _ => {}
             }
         }
@@ -341,19 +321,6 @@ impl<'a> RequestHead<'a> {
             && self.method == Method::Get
             && self.framing == Framing::None;
         Ok(())
-    }
-}
-
-impl<'a> CorsFields<'a> {
-    fn read(&mut self, name: &[u8], value: &'a [u8]) {
-        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        if is(b"access-control-request-method") {
-            self.request_method = Some(value);
-        } else if is(b"access-control-request-headers") {
-            self.request_headers = Some(value);
-        } else if is(b"access-control-request-private-network") {
-            self.request_private_network = Some(value);
-        }
     }
 }
 

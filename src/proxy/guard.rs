@@ -14,7 +14,7 @@ use super::transaction::Transaction;
 use crate::http::problem::Problem;
 use crate::http::request::RequestHead;
 use crate::policy::auth::{AuthMethod, Mode, Presented};
-use crate::policy::cors::{Cors, CorsVerdict};
+use crate::policy::cors::{Cors, CorsRequest, CorsVerdict};
 use crate::policy::rate_limit::Standing;
 use crate::policy::rate_limit::headers::{self, Shown};
 use crate::policy::rate_limit::identity::Identity;
@@ -25,7 +25,9 @@ use crate::traffic::window::Limit;
 pub fn cross_origin(tx: &mut Transaction, cors: Option<&Cors>, head: &RequestHead<'_>) -> bool {
     let Some(cors) = cors else { return false };
     tx.replaces.cors = true;
-    cors.apply(head.method, &head.cors, &mut tx.scratch.fields) == CorsVerdict::Preflight
+    let fields = head.fields.iter().map(|field| (field.name.as_bytes(), field.value));
+    let request = CorsRequest::read(head.method, fields);
+    matches!(cors.render(&request, &mut tx.scratch.fields), CorsVerdict::Preflight(_))
 }
 
 /// Finds out who the client is, and whether it may use the method.

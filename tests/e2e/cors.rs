@@ -1,5 +1,10 @@
 //! Which pages may ask, and that a browser can read whatever answers them.
 
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+
+use serde_json::Value;
+
 use crate::support::client::Response;
 use crate::support::{Backend, Gateway, service};
 
@@ -81,4 +86,59 @@ fn refusals_can_be_read_too() {
         assert_eq!(answer.status, status);
         assert_eq!(all(&answer, "access-control-allow-origin"), [APP], "{}", answer.head);
     }
+}
+
+/// Two origins, of which the gateway knows the first, in a real browser (tests/browser/cors.py).
+#[test]
+fn a_browser_agrees() {
+    let backend = Backend::start(|connection| {
+        loop {
+            let request = connection.request()?;
+            let cookie = request.header("cookie").unwrap_or("none").to_owned();
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{cookie}", cookie.len()))?;
+        }
+    });
+    let [allowed, refused] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+    let cors = format!(
+        "[cors]\nenabled = true\nallow_origins = [\"{allowed}\"]\nallow_credentials = true\nallow_methods = [\"PUT\"]\n\
+         allow_headers = [\"X-Custom\", \"Content-Type\"]\nexpose_headers = [\"X-Request-Id\"]\n\
+         [auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n"
+    );
+    let url = [backend.url()];
+    let gateway = Gateway::start(&format!(
+        "{cors}{}{}{}",
+        service("open", &url, "rate_limit = { requests = 1000 }"),
+        service("private", &url, "auth = \"required\""),
+        service("limited", &url, "rate_limit = { requests = 2 }"),
+    ));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/cors.py");
+    let output = Command::new("python3")
+        .args([script, &format!("http://{}", gateway.address), &allowed, &refused])
+        .output()
+        .expect("python3 is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outcomes: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let page = &outcomes["allowed"];
+    for (case, status) in
+        [("simple", 200), ("credentials", 200), ("preflighted", 200), ("unauthorized", 401), ("limited", 429)]
+    {
+        assert_eq!(page[case]["status"], status, "{case}: {outcomes:#}");
+        assert!(page[case]["headers"]["x-request-id"].is_string(), "{case}: {outcomes:#}");
+    }
+    assert_eq!(page["simple"]["body"], "none");
+    assert_eq!(page["credentials"]["body"], "session=browser");
+    assert!(page["unauthorized"]["body"].as_str().is_some_and(|body| body.contains("credentials_missing")));
+    for case in ["refused_method", "refused_header", "sandboxed"] {
+        assert!(page[case]["error"].is_string(), "{case}: {outcomes:#}");
+    }
+    let stranger = outcomes["refused"].as_object().expect("an object");
+    for (case, outcome) in stranger.iter().filter(|(case, _)| *case != "opaque") {
+        assert!(outcome["error"].is_string(), "{case}: {outcomes:#}");
+    }
+    assert_eq!(stranger["opaque"]["status"], 0, "the gateway was there: {outcomes:#}");
+}
+
+/// A port that is free now. The script opens it a moment later.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a port").port()
 }

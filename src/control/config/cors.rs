@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use crate::policy::cors::{CorsRules, OriginPattern, is_token};
+use crate::policy::cors::{Cors, CorsRules, LIST_MAX, MAX_AGE_MAX, ORIGINS_MAX, OriginPattern};
 
 use super::read::Section;
 use super::value::Node;
 
-const DAY: Duration = Duration::from_secs(86_400);
-
-/// The most entries of a list.
-const ENTRIES_MAX: usize = 256;
+const MAX_AGE_LONGEST: Duration = Duration::from_secs(MAX_AGE_MAX as u64);
 
 /// `[cors]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,10 +24,10 @@ pub(super) fn defaults() -> CorsSettings {
     CorsSettings {
         enabled: false,
         rules: CorsRules {
-            origins: Some(Vec::new()),
-            methods: texts(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
-            headers: texts(&["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"]),
-            expose: texts(&[
+            allow_origins: Vec::new(),
+            allow_methods: texts(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
+            allow_headers: texts(&["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"]),
+            expose_headers: texts(&[
                 "X-Request-Id",
                 "X-Gateway-Error",
                 "Retry-After",
@@ -38,7 +35,7 @@ pub(super) fn defaults() -> CorsSettings {
                 "X-RateLimit-Remaining",
                 "X-RateLimit-Reset",
             ]),
-            credentials: false,
+            allow_credentials: false,
             max_age: 600,
             private_network: false,
         },
@@ -51,13 +48,15 @@ pub(super) fn cors(section: Section<'_>, base: &CorsSettings) -> CorsSettings {
     let settings = CorsSettings {
         enabled: section.read("enabled", base.enabled, Node::boolean),
         rules: CorsRules {
-            origins: origins(section).unwrap_or_else(|| known.origins.clone()),
-            methods: tokens(section, "allow_methods").unwrap_or_else(|| known.methods.clone()),
-            headers: tokens(section, "allow_headers").unwrap_or_else(|| known.headers.clone()),
-            expose: tokens(section, "expose_headers").unwrap_or_else(|| known.expose.clone()),
-            credentials: section.read("allow_credentials", known.credentials, Node::boolean),
+            allow_origins: origins(section).unwrap_or_else(|| known.allow_origins.clone()),
+            allow_methods: names(section, "allow_methods").unwrap_or_else(|| known.allow_methods.clone()),
+            allow_headers: names(section, "allow_headers").unwrap_or_else(|| known.allow_headers.clone()),
+            expose_headers: names(section, "expose_headers").unwrap_or_else(|| known.expose_headers.clone()),
+            allow_credentials: section.read("allow_credentials", known.allow_credentials, Node::boolean),
             max_age: section
-                .read("max_age", Duration::from_secs(known.max_age.into()), |node| node.duration(Duration::ZERO..=DAY))
+                .read("max_age", Duration::from_secs(known.max_age.into()), |node| {
+                    node.duration(Duration::ZERO..=MAX_AGE_LONGEST)
+                })
                 .as_secs() as u32,
             private_network: section.read("private_network", known.private_network, Node::boolean),
         },
@@ -66,35 +65,30 @@ pub(super) fn cors(section: Section<'_>, base: &CorsSettings) -> CorsSettings {
     settings
 }
 
+/// Notes what is wrong with the rules as a whole, at the key that is to be changed or, where that is a default, at another.
 fn check(section: Section<'_>, settings: &CorsSettings) {
     let reject = |key: &str, problem: &str| {
-        if let Some(node) = ["enabled", "allow_origins", "allow_credentials"].iter().find_map(|key| section.node(key)) {
-            let node = section.node(key).unwrap_or(node);
+        let places = [key, "allow_credentials", "allow_origins", "enabled"];
+        if let Some(node) = places.iter().find_map(|key| section.node(key)) {
             section.errors.reject(&section.path(key), node, problem);
         }
     };
-    let rules = &settings.rules;
-    if rules.credentials && rules.origins.is_none() {
-        reject("allow_credentials", "every page (\"*\" in allow_origins) must not get credentials; name the pages");
+    if let Err(error) = Cors::new(&settings.rules) {
+        reject(error.key(), &error.to_string());
     }
-    if settings.enabled && rules.origins.as_ref().is_some_and(Vec::is_empty) {
+    if settings.enabled && settings.rules.allow_origins.is_empty() {
         reject("allow_origins", "no page may ask; name some, such as [\"https://app.example.com\"], or [\"*\"]");
     }
 }
 
-/// `Some(None)` is `*`; `None` when the key is absent.
-fn origins(section: Section<'_>) -> Option<Option<Vec<OriginPattern>>> {
-    let entries = section.list("allow_origins", 0..=ENTRIES_MAX, |node| match node.text()? {
-        "*" => Ok(None),
-        text => OriginPattern::parse(text).map(Some).map_err(|error| error.to_string()),
+fn origins(section: Section<'_>) -> Option<Vec<OriginPattern>> {
+    let entries = section.list("allow_origins", 0..=ORIGINS_MAX, |node| {
+        OriginPattern::parse(node.text()?).map_err(|error| error.to_string())
     })?;
     Some(entries.into_iter().map(|(pattern, _)| pattern).collect())
 }
 
-fn tokens(section: Section<'_>, key: &str) -> Option<Vec<String>> {
-    let entries = section.list(key, 0..=ENTRIES_MAX, |node| match node.text()? {
-        text if is_token(text.as_bytes()) => Ok(text.to_owned()),
-        _ => Err("must be a name without spaces, or \"*\"".to_owned()),
-    })?;
-    Some(entries.into_iter().map(|(entry, _)| entry).collect())
+fn names(section: Section<'_>, key: &str) -> Option<Vec<String>> {
+    let entries = section.list(key, 0..=LIST_MAX, |node| node.text().map(str::to_owned))?;
+    Some(entries.into_iter().map(|(name, _)| name).collect())
 }
