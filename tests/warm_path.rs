@@ -10,11 +10,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ringway::control::config::Config;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
+use ringway::policy::auth::mint::{self, Mint};
+use ringway::policy::auth::{self, Algorithm, KeySet};
 use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::Parts;
 use ringway::proxy::{accept, runtime};
@@ -95,15 +97,25 @@ fn ask(client: &mut TcpStream, request: &[u8], answer_end: &[u8]) {
     assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{:?}", String::from_utf8_lossy(&answer));
 }
 
+/// No policy at all.
+const OPEN: &str = "auth = \"none\"\nrate_limit = { enabled = false }\n";
+
+/// Every policy: a token, two limits whose windows do not move on during the test, CORS.
+const GUARDED: &str = "auth = \"required\"\nrate_limit = { requests = 100000000, window = \"1h\" }\n\
+    rate_limits = [{ requests = 150000, window = \"24h\", name = \"daily\" }]\n\
+    cors = { enabled = true, allow_origins = [\"https://a.example\"] }\n";
+
+/// What `GUARDED` verifies tokens with.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
 /// Allocations that the worker makes for 1,000 warm requests.
-fn allocations(driver: runtime::Driver, request: &[u8], answer: &'static [u8], answer_end: &[u8]) -> u64 {
-    let toml = format!(
-        "[services.a]\nprefix = \"/a\"\nendpoints = [\"http://{}\"]\nauth = \"none\"\nrate_limit = {{ enabled = false }}\n",
-        backend(answer)
-    );
-    let config = Config::from_toml(&toml, "test", &[], &[]).expect("valid");
+fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'static [u8], answer_end: &[u8]) -> u64 {
+    let toml = format!("[services.a]\nprefix = \"/a\"\nendpoints = [\"http://{}\"]\n{policy}", backend(answer));
+    let secret = [("JWT_SECRET_KEY".to_owned(), SECRET.to_owned())];
+    let config = Config::from_toml(&toml, "test", &secret, &[]).expect("valid");
     let (_management, management_address) = admin::bind().expect("a socket");
-    let first = build::snapshot(&config, &Resolved::default(), &Arc::default(), &Labels::new(), management_address, 1);
+    let authenticator = build::authenticator(&config, KeySet::default(), 1);
+    let first = build::snapshot(&config, &Resolved::default(), &authenticator, &Labels::new(), management_address, 1);
     let seam = Arc::new(Seam::new(first, 1));
     let listener = accept::bind((Ipv4Addr::LOCALHOST, 0).into(), 1, 16).expect("a port").pop().expect("one");
     let address = listener.local_addr().expect("an address");
@@ -147,6 +159,12 @@ fn a_warm_request_allocates_nothing() {
     const POST: &[u8] = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
     const COUNTED_BODY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nworld";
     const CHUNKED_BODY: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nworld\r\n0\r\n\r\n";
+    auth::install();
+    let mint = Mint { subject: "alice", scopes: &[], lifetime: 600, issuer: None, audience: None };
+    let now = UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let token = mint::mint(&mint, SECRET.as_bytes(), Algorithm::HS256, now).expect("32 bytes");
+    let guarded =
+        format!("GET /a HTTP/1.1\r\nHost: a\r\nOrigin: https://a.example\r\nAuthorization: Bearer {token}\r\n\r\n");
     for driver in [runtime::Driver::Auto, runtime::Driver::Epoll] {
         for (request, answer, end) in [
             (GET, COUNTED_BODY, &b"world"[..]),
@@ -154,8 +172,10 @@ fn a_warm_request_allocates_nothing() {
             (POST, COUNTED_BODY, b"world"),
             (GET, CHUNKED_BODY, b"0\r\n\r\n"),
         ] {
-            let made = allocations(driver, request, answer, end);
+            let made = allocations(driver, OPEN, request, answer, end);
             assert_eq!(made, 0, "{driver:?} {:?}", String::from_utf8_lossy(request));
         }
+        let made = allocations(driver, GUARDED, guarded.as_bytes(), COUNTED_BODY, b"world");
+        assert_eq!(made, 0, "{driver:?}, with every policy");
     }
 }
