@@ -18,6 +18,7 @@ mod limits;
 mod overlay;
 mod read;
 mod route;
+mod secrets;
 mod services;
 mod summary;
 mod tables;
@@ -287,6 +288,7 @@ impl Config {
         keys::check(&table, &mut found);
         overlay::environment(&mut table, environment, &mut found);
         overlay::command_line(&mut table, overrides, &mut found);
+        secrets::hide(&mut table);
         let errors = read::Errors::default();
         let config = tables::config(read::Section::root(&table, &errors), name);
         found.extend(errors.into_inner());

@@ -9,8 +9,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use super::admin::{self, Management};
+use super::config::Auth;
 use super::publisher::{Ingredients, Publisher};
 use super::{discovery, jwks, ledger_watch, signals};
+use crate::policy::auth::KeySet;
+use crate::policy::auth::keys::Skipped;
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -58,8 +61,8 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             tokio::spawn(signals.obey(Arc::clone(&seam), drain));
             tokio::spawn(admin::serve(management, exposition));
             tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
-            if let Some(url) = config.auth.jwks_url {
-                tokio::spawn(jwks::keep_fetching(publisher, seam, url, config.auth.jwks_refresh));
+            if let Some(url) = &config.auth.jwks_url {
+                keep_keys_fresh(url, &config.auth, publisher, seam);
             }
             if config.redis.server.is_some() {
                 tokio::spawn(ledger_watch::keep_watching(counters));
@@ -69,6 +72,30 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
         });
     })?;
     Ok(ControlThread { thread, stop })
+}
+
+/// Starts to fetch the issuer's keys, and to publish them.
+fn keep_keys_fresh(url: &str, auth: &Auth, publisher: Arc<Publisher>, seam: Arc<Seam>) {
+    let fetcher = match jwks::Fetcher::new(url) {
+        Ok(fetcher) => fetcher,
+        Err(error) => return tracing::error!(%error, "the keys at auth.jwt.jwks_url cannot be fetched"),
+    };
+    let (refresh, algorithms) = (auth.jwks_refresh, auth.algorithms.clone());
+    let publish = move |(keys, skipped): (KeySet, Vec<Skipped>)| {
+        let (count, skipped) = (keys.len(), skipped.len());
+        let generation = publisher.set_fetched_keys(keys);
+        tracing::info!(generation, keys = count, skipped, "the issuer's keys were fetched");
+    };
+    tokio::spawn(async move {
+        jwks::keep_fresh(
+            refresh,
+            || fetcher.fetch(),
+            || seam.take_keys_wanted(),
+            |document| KeySet::from_jwks(document, &algorithms),
+            publish,
+        )
+        .await;
+    });
 }
 
 impl ControlThread {

@@ -8,7 +8,7 @@ use crate::snapshot::{Limits, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 use super::cors::CorsSettings;
-use super::credentials::{self, Auth};
+use super::credentials;
 use super::error::{ConfigError, Place};
 use super::limits::{self, RateLimits};
 use super::read::Section;
@@ -27,7 +27,8 @@ const RESERVED_NAME: &str = "management";
 pub(super) struct Global<'a> {
     pub(super) limits: &'a Limits,
     pub(super) timeouts: &'a Timeouts,
-    pub(super) auth: &'a Auth,
+    /// Whether there is any way to tell who a client is.
+    pub(super) knows_clients: bool,
     pub(super) rate_limits: &'a RateLimits,
     pub(super) cors: &'a CorsSettings,
 }
@@ -68,7 +69,7 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, auth, rate_limits, cors } = global;
+    let &Global { limits, timeouts, knows_clients, rate_limits, cors } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     Service {
@@ -86,7 +87,7 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         }),
         limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
         timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
-        auth: mode(section, place, auth),
+        auth: mode(section, place, knows_clients),
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),
         rate_limits: limits::of_service(section, rate_limits),
@@ -193,11 +194,11 @@ fn required_scopes(section: Section<'_>) -> Vec<(MethodSet, Vec<String>)> {
 }
 
 /// Whether clients must show who they are; that needs a way to tell.
-fn mode(section: Section<'_>, place: &Place, auth: &Auth) -> Mode {
+fn mode(section: Section<'_>, place: &Place, knows_clients: bool) -> Mode {
     let mode = section.read("auth", Mode::Required, |node| {
         node.choice(&[("required", Mode::Required), ("optional", Mode::Optional), ("none", Mode::None)])
     });
-    if mode == Mode::Required && section.node("auth").is_none_or(|node| node.text().is_ok()) && !auth.knows_anybody() {
+    if mode == Mode::Required && section.node("auth").is_none_or(|node| node.text().is_ok()) && !knows_clients {
         let problem = "clients must show who they are, and there is no key to verify them with: set auth.jwt.secret \
                        (JWT_SECRET_KEY), another key of auth.jwt, or auth.api_keys; or let everybody in with auth = \"none\"";
         let place = section.node("auth").map_or(place, |node| &node.place);

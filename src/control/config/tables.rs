@@ -17,12 +17,18 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let table = |name: &'static str| Section::of(name, root.node(name), root.errors);
     let limits = self::limits(table("limits"), &DEFAULT_LIMITS);
     let timeouts = timeouts(table("timeouts"), &DEFAULT_TIMEOUTS);
-    let auth = credentials::auth(table("auth"));
+    let clients = table("auth");
+    let auth = credentials::auth(clients);
     let limiting = table("rate_limit");
     let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
-    let global =
-        services::Global { limits: &limits, timeouts: &timeouts, auth: &auth, rate_limits: &rate_limits, cors: &cors };
+    let global = services::Global {
+        limits: &limits,
+        timeouts: &timeouts,
+        knows_clients: credentials::is_any_configured(clients),
+        rate_limits: &rate_limits,
+        cors: &cors,
+    };
     let services = services::services(table("services"), &global);
     Config {
         origin: origin.to_owned(),

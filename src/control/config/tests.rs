@@ -2,9 +2,12 @@
 //! true.
 
 mod hostile;
+mod policies;
+mod policies_refused;
 mod refused;
 mod shipped;
 mod sources;
+mod summary;
 
 use std::time::Duration;
 
@@ -97,30 +100,4 @@ fn no_file_is_no_service() {
     let config = parse("", &[]).expect("valid");
     assert_eq!(Config { origin: Config::BUILT_IN.to_owned(), ..config }, nothing_set());
     assert!(Config::default().services.is_empty());
-}
-
-#[test]
-fn summary_is_aligned() {
-    let text = r#"
-        [services.a]
-        prefix = "/a"
-        endpoints = ["http://a:1", { url = "unix:/b", weight = 2 }]
-        auth = "none"
-        rate_limit = { enabled = false }
-        [services.longer]
-        prefix = "/longer"
-        hosts = ["x.com"]
-        load_balancing = "random"
-        endpoints = ["http://[::1]:80"]
-        cors = { enabled = true, allow_origins = ["*"] }
-    "#;
-    let expected = "configuration  c.toml\n\
-                    address        0.0.0.0:8080\n\
-                    workers        auto, pinned, driver auto\n\
-                    rate limits    in memory\n\
-                    credentials    tokens by 1 key, 0 API keys\n\
-                    services       2\n  \
-                      a       /a               round_robin  auth none      no limit         http://a:1, unix:/b (weight 2)\n  \
-                      longer  /longer (x.com)  random       auth required  100 in 1m, CORS  http://[::1]:80";
-    assert_eq!(good(text).summary(), expected);
 }
