@@ -289,9 +289,14 @@ impl Seam {
         self.adopted[worker].store(generation, Ordering::Release);
     }
 
+    /// What each worker serves with, in their order; 0 for one that has not begun.
+    pub fn adopted(&self) -> impl Iterator<Item = u64> {
+        self.adopted.iter().map(|generation| generation.load(Ordering::Acquire))
+    }
+
     /// Whether every worker has adopted some snapshot, the condition of readiness.
     pub fn all_adopted(&self) -> bool {
-        self.adopted.iter().all(|generation| generation.load(Ordering::Acquire) > 0)
+        self.adopted().all(|generation| generation > 0)
     }
 
     /// Notes that a token names a key that is not known: its issuer may have a new one.

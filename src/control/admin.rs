@@ -140,7 +140,9 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::control::build;
     use crate::telemetry::counters::Shape;
+    use crate::telemetry::exposition::Progress;
     use crate::telemetry::labels::Labels;
 
     fn name_of(address: &Address) -> String {
@@ -152,7 +154,8 @@ mod tests {
         let (management, address) = bind().expect("a socket");
         std::thread::spawn(move || {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
-            let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()));
+            let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
+            let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
             super::super::thread::block_on(serve(management, exposition))
         });
         name_of(&address)

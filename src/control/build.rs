@@ -216,6 +216,15 @@ fn instance(address: &Address) -> String {
     }
 }
 
+/// A seam that tests begin with: a snapshot without services.
+#[cfg(test)]
+pub(crate) fn seam_without_services(workers: usize, generation: u64) -> Arc<crate::snapshot::Seam> {
+    let management = Address::Unix("\0test".into());
+    let (config, resolved) = (Config::default(), Resolved::default());
+    let first = snapshot(&config, &resolved, &Arc::default(), &Labels::new(), management, generation);
+    Arc::new(crate::snapshot::Seam::new(first, workers))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;

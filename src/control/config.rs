@@ -27,6 +27,7 @@ mod tests;
 mod units;
 mod value;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +54,21 @@ pub struct Source {
     pub environment: Vec<(String, String)>,
     /// Options of the command line, as dotted keys and values: `("server.port", "9090")`.
     pub overrides: Vec<(String, String)>,
+}
+
+impl Source {
+    /// The files that are known before anything is read: the configuration itself, and those that variables name.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = self.path.clone().unwrap_or_else(|| PathBuf::from(file::DEFAULT_PATH));
+        std::iter::once(own).chain(overlay::files(&self.environment).map(PathBuf::from)).collect()
+    }
+}
+
+/// Without the environment: it holds secrets.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).field("overrides", &self.overrides).finish_non_exhaustive()
+    }
 }
 
 /// A validated configuration.

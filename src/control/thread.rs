@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Management};
-use super::config::Auth;
 use super::publisher::{Ingredients, Publisher};
-use super::{discovery, jwks, ledger_watch, signals};
-use crate::policy::auth::KeySet;
-use crate::policy::auth::keys::Skipped;
+use super::reload::{Origin, Reloader};
+use super::{discovery, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
+use crate::telemetry::reloads::Reloads;
 
 /// What the control plane is made of.
 #[derive(Debug)]
@@ -31,6 +30,10 @@ pub struct Parts {
     pub management: Management,
     /// What the first snapshot was built of.
     pub ingredients: Ingredients,
+    /// Where the configuration comes from; `None` for one that cannot be read again.
+    pub origin: Option<Origin>,
+    /// Counts what becomes of changed configurations.
+    pub reloads: Arc<Reloads>,
 }
 
 /// The running control plane.
@@ -54,16 +57,17 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, exposition, management, ingredients } = parts;
+            let Parts { seam, counters, exposition, management, ingredients, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
-            tokio::spawn(signals.obey(Arc::clone(&seam), drain));
+            // One that waits stands for any number of them.
+            let (reload, reload_asked) = mpsc::channel(1);
+            tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
+            tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
             tokio::spawn(admin::serve(management, exposition));
             tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
-            if let Some(url) = &config.auth.jwks_url {
-                keep_keys_fresh(url, &config.auth, publisher, seam);
-            }
+            tokio::spawn(issuer::keep_fresh(publisher, seam));
             if config.redis.server.is_some() {
                 tokio::spawn(ledger_watch::keep_watching(counters));
             }
@@ -72,30 +76,6 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
         });
     })?;
     Ok(ControlThread { thread, stop })
-}
-
-/// Starts to fetch the issuer's keys, and to publish them.
-fn keep_keys_fresh(url: &str, auth: &Auth, publisher: Arc<Publisher>, seam: Arc<Seam>) {
-    let fetcher = match jwks::Fetcher::new(url) {
-        Ok(fetcher) => fetcher,
-        Err(error) => return tracing::error!(%error, "the keys at auth.jwt.jwks_url cannot be fetched"),
-    };
-    let (refresh, algorithms) = (auth.jwks_refresh, auth.algorithms.clone());
-    let publish = move |(keys, skipped): (KeySet, Vec<Skipped>)| {
-        let (count, skipped) = (keys.len(), skipped.len());
-        let generation = publisher.set_fetched_keys(keys);
-        tracing::info!(generation, keys = count, skipped, "the issuer's keys were fetched");
-    };
-    tokio::spawn(async move {
-        jwks::keep_fresh(
-            refresh,
-            || fetcher.fetch(),
-            || seam.take_keys_wanted(),
-            |document| KeySet::from_jwks(document, &algorithms),
-            publish,
-        )
-        .await;
-    });
 }
 
 impl ControlThread {

@@ -22,6 +22,7 @@ mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
 mod refusals;
+mod reload;
 mod routing;
 mod slow;
 mod support;

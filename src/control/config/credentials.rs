@@ -1,7 +1,7 @@
 //! `[auth.jwt]` and `[[auth.api_keys]]`: how clients show who they are.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::policy::auth::api_key::{ApiKeySpec, ApiKeys, KeyHash};
@@ -57,6 +57,8 @@ pub struct Auth {
     pub rules: Rules,
     /// The API keys.
     pub api_keys: Vec<ApiKeySpec>,
+    /// The files that keys were read from.
+    pub files: Vec<PathBuf>,
 }
 
 /// Compares the settings; keys follow from them, and from files.
@@ -112,6 +114,10 @@ pub(super) fn auth(section: Section<'_>) -> Auth {
             ),
         },
         api_keys: api_keys(section),
+        files: ["public_key_file", "jwks_file"]
+            .iter()
+            .filter_map(|key| jwt.node(key)?.text().ok().map(PathBuf::from))
+            .collect(),
     }
 }
 /// The keys that are known without asking anyone.

@@ -117,11 +117,12 @@ impl Backend {
     }
 
     /// Answers every request with `answer`.
-    pub fn answering(answer: &'static str) -> Backend {
+    pub fn answering(answer: impl Into<String>) -> Backend {
+        let answer = answer.into();
         Backend::start(move |connection| {
             loop {
                 connection.request()?;
-                connection.send(answer)?;
+                connection.send(&answer)?;
             }
         })
     }
