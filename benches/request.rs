@@ -111,7 +111,7 @@ fn decisions(c: &mut Criterion) {
         c.bench_function(&format!("balance over 4: {algorithm:?}"), |b| {
             b.iter(|| {
                 draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                balancer.pick(draw, |_| true, |index| index as u32)
+                balancer.pick(draw, |_| true, |_| FULL_SHARE, |index| index as u32)
             });
         });
     }

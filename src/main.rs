@@ -2,6 +2,7 @@
 //!
 //! configuration → snapshot → listeners → workers → control thread → signals → drain
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -326,6 +327,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
             labels,
             seam: Arc::clone(&seam),
             management_address,
+            health: HashMap::new(),
         },
     })?;
     ready(address);

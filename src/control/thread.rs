@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
-use super::{discovery, jwks, ledger_watch, signals};
+use super::{discovery, health, jwks, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -56,7 +56,10 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             tokio::spawn(signals.obey(Arc::clone(&seam), drain));
-            tokio::spawn(admin::serve(management, exposition));
+            let reports = Arc::new(health::Reports::default());
+            let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
+            tokio::spawn(admin::serve(management, exposition, routes));
+            tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
             if let Some(url) = config.auth.jwks_url {
                 tokio::spawn(jwks::keep_fetching(publisher, seam, url, config.auth.jwks_refresh));

@@ -10,6 +10,7 @@ use crate::traffic::balance::Algorithm;
 use super::cors::CorsSettings;
 use super::credentials::{self, Auth};
 use super::error::{ConfigError, Place};
+use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
@@ -29,6 +30,7 @@ pub(super) struct Global<'a> {
     pub(super) timeouts: &'a Timeouts,
     pub(super) auth: &'a Auth,
     pub(super) rate_limits: &'a RateLimits,
+    pub(super) health: &'a HealthSettings,
     pub(super) cors: &'a CorsSettings,
 }
 
@@ -68,7 +70,7 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, auth, rate_limits, cors } = global;
+    let &Global { limits, timeouts, auth, rate_limits, health, cors } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     Service {
@@ -90,6 +92,7 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),
         rate_limits: limits::of_service(section, rate_limits),
+        health: health::of_service(section, health),
         cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
     }
 }
