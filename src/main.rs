@@ -2,6 +2,7 @@
 //!
 //! configuration → snapshot → listeners → workers → control thread → signals → drain
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -340,6 +341,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             labels,
             seam: Arc::clone(&seam),
             management_address,
+            health: HashMap::new(),
         },
         origin,
         reloads,

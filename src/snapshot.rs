@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -67,6 +67,8 @@ pub struct Service {
     pub methods: MethodSet,
     /// How an endpoint is chosen.
     pub load_balancing: Algorithm,
+    /// What the endpoints' health means for them.
+    pub health: HealthPolicy,
     /// Where requests go. May be empty (a name that does not resolve): requests are answered 503.
     pub endpoints: Box<[Endpoint]>,
     /// The service's own, the global ones where it names none.
@@ -133,6 +135,35 @@ pub struct Endpoint {
     pub address: Address,
     /// Its share of the requests relative to its siblings', 1 to 1,000.
     pub weight: u16,
+    /// What the health checks say about it.
+    pub health: Health,
+}
+
+/// What the health checks say about an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// It was never found to be otherwise, or is not checked.
+    #[default]
+    Healthy,
+    /// It was unhealthy and has been healthy again since then: it starts slowly.
+    Returned(Instant),
+    /// It gets no requests.
+    Unhealthy,
+}
+
+/// What the health of a service's endpoints means for its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthPolicy {
+    /// The share of healthy endpoints, in thousandths, below which health is ignored and all are used. 0: never; requests
+    /// are answered 503 while no endpoint is healthy.
+    pub panic_threshold: u16,
+    /// How long the weight of an endpoint that has come back grows until it is whole again; zero: it is so at once.
+    pub slow_start: Duration,
+}
+
+impl HealthPolicy {
+    /// Of a service that is not checked.
+    pub const NONE: HealthPolicy = HealthPolicy { panic_threshold: 0, slow_start: Duration::ZERO };
 }
 
 /// Where to connect: always resolved, since a worker never looks up a name.

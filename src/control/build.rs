@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
-use crate::snapshot::{Address, Endpoint, EndpointId, Limits, RateLimit, Service, ServiceKind, Snapshot};
+use crate::snapshot::{
+    Address, Endpoint, EndpointId, Health, HealthPolicy, Limits, RateLimit, Service, ServiceKind, Snapshot,
+};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
@@ -27,7 +29,7 @@ const METRICS_PREFIX: &str = "/metrics";
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
 const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
 
-/// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
+/// The snapshot number `generation` of `config`, with every endpoint healthy. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
 pub fn snapshot(
     config: &Config,
@@ -82,6 +84,7 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         route: labels.route(&service.prefix),
         methods: service.methods,
         load_balancing: service.load_balancing,
+        health: service.health.policy(),
         endpoints,
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
@@ -141,6 +144,7 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         // Which methods there are differs from path to path below the prefix.
         methods: MethodSet::ALL,
         load_balancing: Algorithm::RoundRobin,
+        health: HealthPolicy::NONE,
         endpoints: Box::new([endpoint.clone()]),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
@@ -160,6 +164,7 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
         authority: "localhost".into(),
         address,
         weight: 1,
+        health: Health::Healthy,
     }
 }
 
@@ -202,7 +207,14 @@ fn endpoint(
         id = labels.endpoint(&service.name, &instance);
         taken.insert(id);
     }
-    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight: spec.weight }
+    Endpoint {
+        id,
+        instance: instance.into(),
+        authority: authority.into(),
+        address,
+        weight: spec.weight,
+        health: Health::Healthy,
+    }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.

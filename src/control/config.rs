@@ -13,6 +13,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod file;
+mod health;
 mod keys;
 mod limits;
 mod overlay;
@@ -42,6 +43,7 @@ use crate::traffic::balance::Algorithm;
 pub use cors::CorsSettings;
 pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use health::{HealthSettings, StatusRange};
 pub use keys::KEYS;
 pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
 
@@ -100,6 +102,8 @@ pub struct Config {
     pub ipv6_prefix: u8,
     /// `rate_limit.memory_keys`: how many clients are counted apart without Redis, 1,000 to 100,000,000.
     pub memory_keys: usize,
+    /// `[health]`, for services that set nothing else.
+    pub health: HealthSettings,
     /// `[cors]`, for services that set nothing else, and for paths that no service has.
     pub cors: CorsSettings,
     /// `[services.<name>]`, in the order of their names; at most 1,024. May be empty.
@@ -212,6 +216,8 @@ pub struct Service {
     pub forward_credentials: bool,
     /// Its limits, 9 at most; none: its requests are not counted.
     pub rate_limits: Vec<RateLimitSpec>,
+    /// How its endpoints are checked, and what becomes of those that fail.
+    pub health: HealthSettings,
     /// Which pages may ask.
     pub cors: CorsSettings,
 }

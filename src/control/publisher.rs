@@ -1,14 +1,15 @@
 //! What snapshots are built of, and the one place that publishes them once the gateway runs.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::build;
-use super::config::Config;
+use super::config::{Config, HealthSettings};
 use super::resolve::Resolved;
 use crate::policy::auth::{Authenticator, KeySet};
-use crate::snapshot::{Address, Seam};
+use crate::snapshot::{Address, EndpointId, Health, Seam, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
 
 /// The ingredients of the snapshot in force. A change of one of them publishes a new snapshot.
@@ -35,6 +36,8 @@ pub struct Ingredients {
     pub seam: Arc<Seam>,
     /// The control plane's own address.
     pub management_address: Address,
+    /// The endpoints that are not simply [`Health::Healthy`].
+    pub health: HashMap<EndpointId, Health>,
 }
 
 impl Publisher {
@@ -88,6 +91,32 @@ impl Publisher {
         current.publish_credentials()
     }
 
+    /// The generation of the snapshot in force.
+    pub fn generation(&self) -> u64 {
+        self.lock().seam.generation()
+    }
+
+    /// Shows `visit` every configured service of the snapshot in force, and how it is checked.
+    pub fn each_service(&self, mut visit: impl FnMut(&Service, &HealthSettings)) {
+        let current = self.lock();
+        let snapshot = current.seam.load();
+        for service in snapshot.services.iter().filter(|service| service.kind == ServiceKind::Backend) {
+            // The snapshot was built of this configuration, under the same lock.
+            if let Some(configured) = current.config.services.iter().find(|other| other.name == *service.name) {
+                visit(service, &configured.health);
+            }
+        }
+    }
+
+    /// Takes what the checks say about all endpoints that are not simply [`Health::Healthy`]. Returns the generation, where
+    /// that is news and so was published.
+    pub fn set_health(&self, health: HashMap<EndpointId, Health>) -> Option<u64> {
+        let mut current = self.lock();
+        let is_change = health != current.health;
+        current.health = health;
+        is_change.then(|| current.publish())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ingredients> {
         self.ingredients.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,14 +133,16 @@ impl Ingredients {
     fn publish(&self) -> u64 {
         let generation = self.seam.generation() + 1;
         let address = self.management_address.clone();
-        self.seam.publish(build::snapshot(
-            &self.config,
-            &self.resolved,
-            &self.authenticator,
-            &self.labels,
-            address,
-            generation,
-        ));
+        let mut snapshot =
+            build::snapshot(&self.config, &self.resolved, &self.authenticator, &self.labels, address, generation);
+        self.mark_health(&mut snapshot);
+        self.seam.publish(snapshot);
         generation
+    }
+
+    fn mark_health(&self, snapshot: &mut Snapshot) {
+        for endpoint in snapshot.services.iter_mut().flat_map(|service| &mut service.endpoints) {
+            endpoint.health = self.health.get(&endpoint.id).copied().unwrap_or_default();
+        }
     }
 }

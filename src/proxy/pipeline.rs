@@ -194,7 +194,12 @@ fn stages(
     // Balance.
     let draw = tx.worker.draw();
     let in_flight = |index: usize| state.endpoints[index].in_flight();
-    let Some(chosen) = state.balancer.borrow_mut().pick(draw, |_| true, in_flight) else { return refuse(NO_ENDPOINT) };
+    let now = tx.worker.now();
+    let usable = |index: usize| state.standing.is_usable(index);
+    let share = |index: usize| state.standing.share(index, now);
+    let Some(chosen) = state.balancer.borrow_mut().pick(draw, usable, share, in_flight) else {
+        return refuse(NO_ENDPOINT);
+    };
     tx.enter_endpoint(chosen);
 
     // Rewrite.

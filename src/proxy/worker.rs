@@ -16,10 +16,11 @@ use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
-use crate::snapshot::{EndpointId, OnError, Phase, Seam, Snapshot};
+use crate::snapshot::{self, EndpointId, OnError, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
+use crate::traffic::standing::{Health, Standing};
 
 /// Idle upstream connections are looked through once in so many milliseconds.
 const TIDY_EVERY: Millis = 1_000;
@@ -143,6 +144,8 @@ impl Known {
 pub struct ServiceState {
     /// Chooses an endpoint.
     pub balancer: RefCell<Balancer>,
+    /// Which endpoints it may choose, by their health.
+    pub standing: Standing,
     /// In the order of the snapshot's endpoints.
     pub endpoints: Box<[Rc<EndpointState>]>,
     /// Requests under way to the service from this worker, whichever snapshot they began with.
@@ -153,8 +156,8 @@ impl Worker {
     /// A worker that has adopted the current snapshot. `driver` and `flags` say what it runs on.
     pub fn new(parts: Parts, driver: &'static str, flags: &'static str) -> Worker {
         let mut known = Known::default();
-        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known));
         let now = Instant::now();
+        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known, now));
         let on_error = parts.redis.as_ref().map_or(OnError::Local, |redis| redis.on_error);
         let ledger = parts.redis.map(|redis| RedisLedger::start(redis.settings, &redis.prefix, fastrand::u64(..)));
         let limiter = Limiter::new(parts.limits, ledger, on_error);
@@ -201,7 +204,7 @@ impl Worker {
         if let (Some(redis), Some(address)) = (self.limiter.redis(), &snapshot.redis) {
             redis.set_address(address);
         }
-        let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut()));
+        let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut(), self.started));
         *self.loaded.borrow_mut() = Rc::clone(&loaded);
         self.seam.adopt(self.index, generation);
         loaded
@@ -325,7 +328,8 @@ impl Worker {
 }
 
 impl Loaded {
-    fn new(snapshot: Arc<Snapshot>, known: &mut Known) -> Loaded {
+    /// `started` is when the coarse clock began.
+    fn new(snapshot: Arc<Snapshot>, known: &mut Known, started: Instant) -> Loaded {
         // What the snapshot does not name again keeps no connection beyond those that are in use.
         known.endpoints.values().for_each(|endpoint| endpoint.retire(true));
         let services = snapshot
@@ -336,6 +340,7 @@ impl Loaded {
                     service.load_balancing,
                     service.endpoints.iter().map(|endpoint| endpoint.weight),
                 )),
+                standing: standing(service, started),
                 endpoints: service
                     .endpoints
                     .iter()
@@ -351,6 +356,15 @@ impl Loaded {
         known.endpoints.values().for_each(|endpoint| endpoint.close_if_retired());
         Loaded { snapshot, services }
     }
+}
+
+fn standing(service: &snapshot::Service, started: Instant) -> Standing {
+    let health = service.endpoints.iter().map(|endpoint| match endpoint.health {
+        snapshot::Health::Healthy => Health::Healthy,
+        snapshot::Health::Unhealthy => Health::Unhealthy,
+        snapshot::Health::Returned(at) => Health::Returned(at.saturating_duration_since(started).as_millis() as Millis),
+    });
+    Standing::new(health, service.health.panic_threshold, service.health.slow_start.as_millis() as Millis)
 }
 
 fn unix_time() -> Duration {

@@ -4,5 +4,6 @@ pub mod balance;
 pub mod host;
 pub mod path;
 pub mod route;
+pub mod standing;
 pub mod table;
 pub mod window;

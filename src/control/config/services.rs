@@ -10,6 +10,7 @@ use crate::traffic::balance::Algorithm;
 use super::cors::CorsSettings;
 use super::credentials;
 use super::error::{ConfigError, Place};
+use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
@@ -30,6 +31,7 @@ pub(super) struct Global<'a> {
     /// Whether there is any way to tell who a client is.
     pub(super) knows_clients: bool,
     pub(super) rate_limits: &'a RateLimits,
+    pub(super) health: &'a HealthSettings,
     pub(super) cors: &'a CorsSettings,
 }
 
@@ -69,7 +71,7 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, knows_clients, rate_limits, cors } = global;
+    let &Global { limits, timeouts, knows_clients, rate_limits, health, cors } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     Service {
@@ -91,6 +93,7 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),
         rate_limits: limits::of_service(section, rate_limits),
+        health: health::of_service(section, health),
         cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
     }
 }

@@ -22,11 +22,13 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let limiting = table("rate_limit");
     let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
+    let health = super::health::health(table("health"), &super::health::defaults());
     let global = services::Global {
         limits: &limits,
         timeouts: &timeouts,
         knows_clients: credentials::is_any_configured(clients),
         rate_limits: &rate_limits,
+        health: &health,
         cors: &cors,
     };
     let services = services::services(table("services"), &global);
@@ -42,6 +44,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
         auth,
         rate_limits,
+        health,
         cors,
         limits,
         timeouts,

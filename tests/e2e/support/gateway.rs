@@ -94,6 +94,10 @@ fn configuration(server: &str, tables: &str) -> String {
     if !tables.contains("rate_limit") {
         toml.push_str("[rate_limit]\nenabled = false\n");
     }
+    // Backends see the test's own connections alone, unless checks are what it is about.
+    if !tables.contains("health") {
+        toml.push_str("[health]\nenabled = false\n");
+    }
     toml
 }
 
