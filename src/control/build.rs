@@ -8,7 +8,8 @@ use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
-    Address, Endpoint, EndpointId, Health, HealthPolicy, Limits, RateLimit, Service, ServiceKind, Snapshot,
+    Address, BreakerPolicy, Endpoint, EndpointId, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service,
+    ServiceKind, Snapshot,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
@@ -86,6 +87,8 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         load_balancing: service.load_balancing,
         health: service.health.policy(),
         endpoints,
+        breaker: service.breaker.clone(),
+        retry: service.retry.clone(),
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
         auth: service.auth,
@@ -146,6 +149,8 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         load_balancing: Algorithm::RoundRobin,
         health: HealthPolicy::NONE,
         endpoints: Box::new([endpoint.clone()]),
+        breaker: BreakerPolicy::off(),
+        retry: RetryPolicy::off(),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
         auth: Mode::None,

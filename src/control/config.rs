@@ -18,6 +18,7 @@ mod keys;
 mod limits;
 mod overlay;
 mod read;
+mod resilience;
 mod route;
 mod secrets;
 mod services;
@@ -37,13 +38,13 @@ use ipnet::IpNet;
 
 use crate::http::method::MethodSet;
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Logging, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, Logging, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 pub use cors::CorsSettings;
 pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
-pub use health::{HealthSettings, StatusRange};
+pub use health::HealthSettings;
 pub use keys::KEYS;
 pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
 
@@ -189,7 +190,7 @@ pub struct Discovery {
 }
 
 /// `[services.<name>]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// 1 to 64 of `a-z`, `0-9`, `_` and `-`.
     pub name: String,
@@ -208,6 +209,10 @@ pub struct Service {
     pub limits: Limits,
     /// The service's own over the global ones.
     pub timeouts: Timeouts,
+    /// The service's own over the global ones.
+    pub breaker: BreakerPolicy,
+    /// The service's own over the global ones.
+    pub retry: RetryPolicy,
     /// Whether clients must show who they are.
     pub auth: Mode,
     /// The scopes that clients need, by method.

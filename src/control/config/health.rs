@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::snapshot::HealthPolicy;
+use crate::snapshot::{HealthPolicy, StatusRange};
 
 use super::read::Section;
 use super::value::Node;
@@ -35,22 +35,6 @@ impl HealthSettings {
     /// What the workers need of it.
     pub fn policy(&self) -> HealthPolicy {
         HealthPolicy { panic_threshold: self.panic_threshold, slow_start: self.slow_start }
-    }
-}
-
-/// Statuses from `first` to `last`, both within 200 to 599.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StatusRange {
-    /// The lowest.
-    pub first: u16,
-    /// The highest, itself one of them.
-    pub last: u16,
-}
-
-impl StatusRange {
-    /// Whether `status` is one of them.
-    pub fn contains(&self, status: u16) -> bool {
-        (self.first..=self.last).contains(&status)
     }
 }
 
@@ -117,7 +101,7 @@ pub(super) fn of_service(section: Section<'_>, global: &HealthSettings) -> Healt
 }
 
 /// `200`, or `"200-399"`.
-fn statuses(node: &Node) -> Result<StatusRange, String> {
+pub(super) fn statuses(node: &Node) -> Result<StatusRange, String> {
     const PROBLEM: &str = "must be a status from 200 to 599, or a range of them such as \"200-399\"";
     if let Ok(status) = node.integer(200..=599) {
         return Ok(StatusRange { first: status as u16, last: status as u16 });

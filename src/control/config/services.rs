@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::http::method::{Method, MethodSet};
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 use super::cors::CorsSettings;
@@ -14,7 +14,7 @@ use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
-use super::{EndpointSpec, Service, endpoint, keys, route, tables};
+use super::{EndpointSpec, Service, endpoint, keys, resilience, route, tables};
 
 /// So many that each keeps an identity of its own in the counters over thousands of reloads.
 const SERVICES_MAX: usize = 1_024;
@@ -28,6 +28,8 @@ const RESERVED_NAME: &str = "management";
 pub(super) struct Global<'a> {
     pub(super) limits: &'a Limits,
     pub(super) timeouts: &'a Timeouts,
+    pub(super) breaker: &'a BreakerPolicy,
+    pub(super) retry: &'a RetryPolicy,
     /// Whether there is any way to tell who a client is.
     pub(super) knows_clients: bool,
     pub(super) rate_limits: &'a RateLimits,
@@ -71,9 +73,10 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, knows_clients, rate_limits, health, cors } = global;
+    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
+    let (own_breaker, own_retry) = (section.path("circuit_breaker"), section.path("retry"));
     Service {
         name: name.to_owned(),
         prefix: prefix(section, place),
@@ -89,6 +92,11 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         }),
         limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
         timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
+        breaker: resilience::breaker(
+            Section::of(&own_breaker, section.node("circuit_breaker"), section.errors),
+            breaker,
+        ),
+        retry: resilience::retry(Section::of(&own_retry, section.node("retry"), section.errors), retry),
         auth: mode(section, place, knows_clients),
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),

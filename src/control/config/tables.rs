@@ -10,7 +10,9 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
+use super::{
+    Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, resilience, services, units,
+};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
@@ -23,9 +25,13 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
     let health = super::health::health(table("health"), &super::health::defaults());
+    let breaker = resilience::breaker(table("circuit_breaker"), &resilience::default_breaker());
+    let retry = resilience::retry(table("retry"), &resilience::default_retry());
     let global = services::Global {
         limits: &limits,
         timeouts: &timeouts,
+        breaker: &breaker,
+        retry: &retry,
         knows_clients: credentials::is_any_configured(clients),
         rate_limits: &rate_limits,
         health: &health,

@@ -95,7 +95,7 @@ fn what_is_written_is_what_holds() {
     assert_eq!(sms.load_balancing, Algorithm::Random);
     assert_eq!((sms.limits.requests_in_flight, sms.limits.header_bytes), (3, 4_096));
     assert_eq!((sms.timeouts.connect.as_secs(), sms.timeouts.idle_body.as_secs()), (1, 90));
-    let StatusRange { first, last } = sms.health.expected_status[1];
+    let crate::snapshot::StatusRange { first, last } = sms.health.expected_status[1];
     assert_eq!((sms.health.path.as_deref(), first, last), (Some("/ready?deep=1"), 300, 302));
     assert_eq!((sms.health.rise, sms.health.fall, sms.health.panic_threshold), (1, 7, 250));
     assert_eq!((sms.health.interval.as_secs(), sms.health.timeout.as_secs()), (1, 1), "what is inherited gives way");

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::control::config::StatusRange;
 use crate::snapshot::Address;
+use crate::snapshot::StatusRange;
 
 /// So much of an answer's body is read, in bytes: whoever sends more passes too, and is cut off.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -125,7 +125,7 @@ where
         .max_buf_size(HEAD_BYTES_MAX)
         .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
         .await
-        .map_err(answer_error)?;
+        .map_err(|error| answer_error(&error))?;
     let message = Request::get(&request.target)
         .header(header::HOST, &request.authority)
         .header(header::USER_AGENT, USER_AGENT)
@@ -134,7 +134,7 @@ where
         .body(Empty::new())
         .map_err(|error| Failed::Answer(error.to_string()))?;
     let exchange = async {
-        let answer = sender.send_request(message).await.map_err(answer_error)?;
+        let answer = sender.send_request(message).await.map_err(|error| answer_error(&error))?;
         let status = answer.status().as_u16();
         if !request.expected.iter().any(|range| range.contains(status)) {
             return Err(Failed::Status(status));
@@ -149,7 +149,7 @@ where
         result = &mut exchange => result,
         // It has ended, perhaps with all of the answer handed over; then the exchange ends too.
         ended = &mut connection => match exchange.await {
-            Err(Failed::Answer(_)) if ended.is_err() => Err(answer_error(ended.expect_err("it was asked"))),
+            Err(Failed::Answer(_)) if ended.is_err() => Err(answer_error(&ended.expect_err("it was asked"))),
             result => result,
         },
     }
@@ -159,7 +159,7 @@ where
 async fn read_some(mut body: Incoming) -> Result<(), Failed> {
     let mut read = 0;
     while let Some(frame) = body.frame().await {
-        read += frame.map_err(answer_error)?.data_ref().map_or(0, Bytes::len);
+        read += frame.map_err(|error| answer_error(&error))?.data_ref().map_or(0, Bytes::len);
         if read >= BODY_BYTES_MAX {
             break;
         }
@@ -168,6 +168,6 @@ async fn read_some(mut body: Incoming) -> Result<(), Failed> {
 }
 
 /// hyper's own words name neither addresses nor bytes of the answer.
-fn answer_error(error: hyper::Error) -> Failed {
+fn answer_error(error: &hyper::Error) -> Failed {
     Failed::Answer(error.to_string())
 }
