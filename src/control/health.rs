@@ -10,9 +10,10 @@
 //!
 //! later. Intervals count from start to start, which is why `timeout` appears once only.
 //!
-//! State belongs to an endpoint's identity: it survives reloads and new addresses of others, and ends with the endpoint. In
-//! a drain the checks go on.
+//! State belongs to an endpoint's identity: it survives reloads and new addresses of others, and ends with the endpoint.
+//! One whose identity does not last ([`ENDPOINTS_MAX`]) has no state, and so is not checked. In a drain the checks go on.
 
+pub mod metrics;
 pub mod probe;
 pub mod report;
 pub mod verdict;
@@ -31,6 +32,7 @@ use self::verdict::{Change, State, Thresholds};
 use super::config::HealthSettings;
 use super::publisher::Publisher;
 use crate::snapshot::{Endpoint, EndpointId, Health};
+use crate::telemetry::labels::ENDPOINTS_MAX;
 
 pub use self::report::{HealthReport, Reports};
 
@@ -125,7 +127,8 @@ impl Prober {
         let now = Instant::now();
         let mut present = HashSet::new();
         publisher.each_service(|service, settings| {
-            for endpoint in service.endpoints.iter().filter(|_| settings.enabled) {
+            let lasts = |endpoint: &&Endpoint| endpoint.id.0 < ENDPOINTS_MAX as u32;
+            for endpoint in service.endpoints.iter().filter(lasts).filter(|_| settings.enabled) {
                 present.insert(endpoint.id);
                 self.admit(&service.name, endpoint, settings, now);
             }
@@ -266,4 +269,133 @@ fn check(endpoint: &Endpoint, settings: &HealthSettings) -> Check {
 /// From the start of one check to the start of the next; `draw` is uniform over 0 to 1.
 fn pause(interval: Duration, draw: f64) -> Duration {
     interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * draw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::build;
+    use crate::control::config::Config;
+    use crate::control::publisher::Ingredients;
+    use crate::control::resolve::Resolved;
+    use crate::policy::auth::KeySet;
+    use crate::snapshot::{Address, Seam};
+    use crate::telemetry::labels::Labels;
+
+    fn config(services: &[(&str, &str, &str)]) -> Config {
+        let service = |&(name, endpoints, lines): &(&str, &str, &str)| {
+            let auth = "auth = \"none\"";
+            format!("[services.{name}]\nprefix = \"/{name}\"\nendpoints = [{endpoints}]\n{auth}\n{lines}\n")
+        };
+        let text: String = services.iter().map(service).collect();
+        Config::from_toml(&text, "test", &[], &[]).expect("valid")
+    }
+
+    /// What the gateway is between two reloads; `labels` are those of the process.
+    fn publisher(config: Config, labels: &Arc<Labels>, before: Option<&Publisher>) -> Publisher {
+        let authenticator = build::authenticator(&config, KeySet::default(), 1);
+        let (resolved, management_address) = (Resolved::default(), Address::Unix("/management".into()));
+        let generation = before.map_or(1, |before| before.generation() + 1);
+        let address = management_address.clone();
+        let snapshot = build::snapshot(&config, &resolved, &authenticator, labels, address, generation);
+        let (seam, labels) = (Arc::new(Seam::new(snapshot, 1)), Arc::clone(labels));
+        let health = HashMap::new();
+        Publisher::new(Ingredients { config, resolved, authenticator, labels, seam, management_address, health })
+    }
+
+    /// `instance:h` for healthy, `u` for unhealthy, `r` for returned, of every endpoint.
+    fn published(publisher: &Publisher) -> String {
+        let mut all = Vec::new();
+        publisher.each_service(|service, _| {
+            all.extend(service.endpoints.iter().map(|endpoint| {
+                let health = match endpoint.health {
+                    Health::Healthy => 'h',
+                    Health::Returned(_) => 'r',
+                    Health::Unhealthy => 'u',
+                };
+                format!("{}:{health}", endpoint.instance.rsplit(':').next().unwrap_or_default())
+            }));
+        });
+        all.join(" ")
+    }
+
+    /// The check of `port` ends, as far as the prober is concerned.
+    fn end(prober: &mut Prober, port: u16, passed: bool) {
+        let suffix = format!(":{port}");
+        let (&id, subject) =
+            prober.subjects.iter().find(|(_, subject)| subject.instance.ends_with(&suffix)).expect("it is checked");
+        let check = Arc::clone(&subject.check);
+        let result = if passed { Ok(Passed::Status(200)) } else { Err(Failed::Status(500)) };
+        prober.note(Ok(Ended { id, check, result, latency: Duration::from_millis(1) }));
+    }
+
+    const TWO: &str = "\"http://127.0.0.1:1\", \"http://127.0.0.1:2\"";
+
+    #[test]
+    fn what_the_checks_say_is_published_once() {
+        let publisher = publisher(config(&[("a", TWO, "")]), &Arc::default(), None);
+        let mut prober = Prober::new(Arc::default());
+        prober.look(&publisher);
+        assert_eq!((published(&publisher).as_str(), publisher.generation()), ("1:h 2:h", 1));
+        let mut step = |outcomes: &[(u16, bool)], expected: &str, generation: u64| {
+            outcomes.iter().for_each(|&(port, passed)| end(&mut prober, port, passed));
+            prober.tell(&publisher);
+            prober.look(&publisher);
+            assert_eq!((published(&publisher).as_str(), publisher.generation()), (expected, generation));
+        };
+        step(&[(1, true), (2, false)], "1:h 2:u", 2);
+        step(&[(1, false), (2, true), (1, false)], "1:h 2:u", 2);
+        step(&[(1, false), (2, true)], "1:u 2:r", 3);
+        step(&[(1, false), (2, true)], "1:u 2:r", 3);
+        step(&[(2, false), (2, false), (2, false), (1, true), (1, true)], "1:r 2:u", 4);
+    }
+
+    #[test]
+    fn state_survives_a_reload_and_ends_with_its_endpoint() {
+        let labels = Arc::new(Labels::new());
+        let first = publisher(config(&[("a", TWO, "")]), &labels, None);
+        let reports = Arc::new(Reports::default());
+        let mut prober = Prober::new(Arc::clone(&reports));
+        prober.look(&first);
+        for port in [1, 2] {
+            end(&mut prober, port, false);
+        }
+        prober.tell(&first);
+        assert_eq!(published(&first), "1:u 2:u");
+
+        // The first stays and is checked in another way, the second goes, and another comes.
+        let other = "\"http://127.0.0.1:1\", \"http://127.0.0.1:3\"";
+        let second = publisher(config(&[("a", other, "health_path = \"/new\"")]), &labels, Some(&first));
+        let old = prober.subjects.iter().find(|(_, subject)| subject.instance.ends_with(":1"));
+        let (id, old) = old.map(|(&id, subject)| (id, Arc::clone(&subject.check))).expect("it is checked");
+        prober.look(&second);
+        prober.tell(&second);
+        assert_eq!(published(&second), "1:u 3:h");
+        assert_eq!(reports.get(id).expect("it is known").verdict.failures, 1);
+        assert_eq!(prober.subjects.len(), 2);
+        // What was asked in the old way says nothing any more.
+        for _ in 0..2 {
+            let (check, result) = (Arc::clone(&old), Ok(Passed::Connected));
+            prober.note(Ok(Ended { id, check, result, latency: Duration::ZERO }));
+        }
+        assert_eq!(reports.get(id).expect("it is known").verdict.passes, 0);
+
+        // Switched off, nothing is held against anybody.
+        let third = publisher(config(&[("a", other, "health.enabled = false")]), &labels, Some(&second));
+        prober.look(&third);
+        prober.tell(&third);
+        assert_eq!((published(&third).as_str(), prober.subjects.len()), ("1:h 3:h", 0));
+        assert_eq!(reports.get(id), None);
+    }
+
+    #[test]
+    fn checks_come_a_tenth_early_or_late_at_most() {
+        let check = |draw: f64, expected_ms: u64| {
+            let actual = pause(Duration::from_secs(30), draw);
+            assert!(actual.abs_diff(Duration::from_millis(expected_ms)) < Duration::from_millis(1), "{actual:?}");
+        };
+        check(0.0, 27_000);
+        check(0.5, 30_000);
+        check(1.0, 33_000);
+    }
 }

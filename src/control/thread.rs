@@ -57,7 +57,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, exposition, management, ingredients, origin, reloads } = parts;
+            let Parts { seam, counters, mut exposition, management, ingredients, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
@@ -65,6 +65,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let (reload, reload_asked) = mpsc::channel(1);
             tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
             tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
+            exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             tokio::spawn(admin::serve(management, exposition, routes));

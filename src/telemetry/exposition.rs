@@ -89,6 +89,11 @@ impl Exposition {
         Exposition { registry }
     }
 
+    /// Exposes what `collector` collects too.
+    pub fn add(&mut self, collector: impl Collector) {
+        self.registry.register_collector(Box::new(collector));
+    }
+
     /// Renders all metrics.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod drain;
 mod drivers;
 mod early_answers;
 mod endpoints;
+mod health;
 mod identity;
 mod leaving;
 mod messages;

@@ -81,7 +81,7 @@ struct Endpoint {
     instance: Box<str>,
     /// `healthy`, `unhealthy`, or `unknown`: not checked yet, or at all.
     status: &'static str,
-    /// RFC 3339, UTC; absent before the first check has ended.
+    /// RFC 3339, UTC, to the millisecond; null before the first check has ended.
     last_check: Option<String>,
     last_result: Option<String>,
     latency_ms: Option<f64>,
@@ -139,7 +139,10 @@ impl Sources {
 
     fn endpoint(&self, endpoint: &snapshot::Endpoint) -> Endpoint {
         let HealthReport { verdict, last } = self.reports.get(endpoint.id).unwrap_or_default();
-        let at = last.as_ref().and_then(|last| OffsetDateTime::from(last.at).format(&Rfc3339).ok());
+        let at = last.as_ref().and_then(|last| {
+            let at = OffsetDateTime::from(last.at);
+            at.replace_millisecond(at.millisecond()).ok()?.format(&Rfc3339).ok()
+        });
         Endpoint {
             instance: endpoint.instance.clone(),
             status: match verdict.state {

@@ -88,7 +88,8 @@ impl Backend {
         Backend::start_on(listener, script)
     }
 
-    fn start_on(
+    /// The same, on a listener of the test's own.
+    pub fn start_on(
         listener: TcpListener,
         script: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     ) -> Backend {
