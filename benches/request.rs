@@ -138,6 +138,7 @@ fn records(c: &mut Criterion) {
         user: "",
         rate_limited: false,
         retries: 0,
+        tried: &[],
         breaker: "",
         error: None,
     };

@@ -300,7 +300,16 @@ mod tests {
         let snapshot = build::snapshot(&config, &resolved, &authenticator, labels, address, generation);
         let (seam, labels) = (Arc::new(Seam::new(snapshot, 1)), Arc::clone(labels));
         let health = HashMap::new();
-        Publisher::new(Ingredients { config, resolved, authenticator, labels, seam, management_address, health })
+        Publisher::new(Ingredients {
+            config,
+            resolved,
+            fetched_keys: KeySet::default(),
+            authenticator,
+            labels,
+            seam,
+            management_address,
+            health,
+        })
     }
 
     /// `instance:h` for healthy, `u` for unhealthy, `r` for returned, of every endpoint.

@@ -15,10 +15,11 @@ use super::worker::{Loaded, ServiceState, Worker};
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;
-use crate::policy::access_log::AccessRecord;
+use crate::policy::access_log::{AccessRecord, Try};
 use crate::policy::auth::Identity;
 use crate::snapshot::{Endpoint, RouteId, Service};
 use crate::traffic::breaker::{BreakerState, Verdict};
+use crate::traffic::retry::ATTEMPTS_MAX;
 
 /// What a request needs room for; reused, so that a warm request allocates nothing.
 #[derive(Debug, Default)]
@@ -300,6 +301,11 @@ impl Transaction {
             return;
         }
         let service = self.service().map(|(service, _)| service);
+        let mut tried = [Try::default(); ATTEMPTS_MAX as usize];
+        for (slot, &(endpoint, error)) in tried.iter_mut().zip(self.tries.failed()) {
+            let endpoint = service.and_then(|service| service.endpoints.get(usize::from(endpoint)));
+            *slot = Try { instance: endpoint.map_or("", |endpoint| &endpoint.instance), error };
+        }
         let record = AccessRecord {
             unix_ms: self.worker.unix_ms(ended),
             request_id: &self.scratch.request_id,
@@ -320,6 +326,7 @@ impl Transaction {
             user: self.identity.as_ref().map_or("", |identity| identity.subject()),
             rate_limited: self.rate_limited,
             retries: self.retries,
+            tried: &tried[..self.tries.failed().len()],
             breaker: self.breaker.map_or("", BreakerState::as_str),
             error: self.error,
         };

@@ -3,6 +3,7 @@
 mod auth;
 mod backends;
 mod bodies;
+mod breakers;
 mod clients;
 mod command_line;
 mod cors;
@@ -24,6 +25,7 @@ mod rate_limits;
 mod redis;
 mod refusals;
 mod reload;
+mod retries;
 mod routing;
 mod slow;
 mod support;
