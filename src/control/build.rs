@@ -12,7 +12,7 @@ use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::config::{self, Config, CorsSettings, EndpointUrl, RateLimitSpec};
 use super::resolve::Resolved;
 
 /// The name of the control plane's own service; no other may have it.
@@ -26,6 +26,9 @@ const METRICS_PREFIX: &str = "/metrics";
 
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
 const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
+
+/// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
+const ENDPOINTS_MAX: usize = 256;
 
 /// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
@@ -126,8 +129,10 @@ pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Auth
 pub fn redis_address(config: &Config, resolved: &Resolved) -> Option<Address> {
     match &config.redis.server.as_ref()?.address {
         EndpointUrl::Address { address, .. } => Some(Address::Tcp(*address)),
-        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).first().copied().map(Address::Tcp),
+        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).next().map(Address::Tcp),
         EndpointUrl::Unix(path) => Some(Address::Unix(path.clone())),
+        // A redis:// URL is read as a host and a port.
+        EndpointUrl::Srv { .. } => None,
     }
 }
 
@@ -163,23 +168,27 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
     }
 }
 
-/// One for each address of each URL, in the order of the configuration.
+/// One for each address of each URL, in the order of the configuration, [`ENDPOINTS_MAX`] at most.
 fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Box<[Endpoint]> {
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
-        match &spec.url {
-            EndpointUrl::Address { authority, address } => {
-                endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+        let mut add = |authority: &str, address, weight| {
+            if endpoints.len() < ENDPOINTS_MAX {
+                endpoints.push(endpoint(service, authority, address, weight, labels, &mut taken));
             }
+        };
+        match &spec.url {
+            EndpointUrl::Address { authority, address } => add(authority, Address::Tcp(*address), spec.weight),
             EndpointUrl::Name { authority, host, port } => {
-                for address in resolved.addresses(host, *port) {
-                    endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+                resolved.addresses(host, *port).for_each(|address| add(authority, Address::Tcp(address), spec.weight));
+            }
+            EndpointUrl::Srv { name } => {
+                for target in resolved.targets(name) {
+                    add(&target.authority, Address::Tcp(target.address), target.weight);
                 }
             }
-            EndpointUrl::Unix(path) => {
-                endpoints.push(endpoint(service, spec, "localhost", Address::Unix(path.clone()), labels, &mut taken));
-            }
+            EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight),
         }
     }
     endpoints.into()
@@ -187,9 +196,9 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
 
 fn endpoint(
     service: &config::Service,
-    spec: &EndpointSpec,
     authority: &str,
     address: Address,
+    weight: u16,
     labels: &Labels,
     taken: &mut HashSet<EndpointId>,
 ) -> Endpoint {
@@ -202,7 +211,7 @@ fn endpoint(
         id = labels.endpoint(&service.name, &instance);
         taken.insert(id);
     }
-    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight: spec.weight }
+    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.

@@ -1,13 +1,13 @@
 //! The control plane: one thread, one tokio runtime, everything that is not a request.
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
-//! - [`thread`]: the thread itself; [`signals`], [`admin`], [`discovery`], [`jwks`] and [`ledger_watch`] are its tasks, and
+//! - [`thread`]: the thread itself; [`signals`], [`admin`], [`dns`], [`jwks`] and [`ledger_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
 pub mod admin;
 pub mod build;
 pub mod config;
-pub mod discovery;
+pub mod dns;
 pub mod jwks;
 pub mod ledger_watch;
 pub mod publisher;

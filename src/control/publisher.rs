@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::build;
 use super::config::Config;
-use super::resolve::Resolved;
+use super::resolve::{Plan, Resolved};
 use crate::policy::auth::{Authenticator, KeySet};
 use crate::snapshot::{Address, Seam};
 use crate::telemetry::labels::Labels;
@@ -39,6 +39,11 @@ impl Publisher {
     /// The configuration that is served.
     pub fn config(&self) -> Config {
         self.lock().config.clone()
+    }
+
+    /// The names that are asked of the DNS.
+    pub fn plan(&self) -> Plan {
+        Plan::of(&self.lock().config)
     }
 
     /// The addresses that the current snapshot was built with.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
-use super::{discovery, jwks, ledger_watch, signals};
+use super::{dns, jwks, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -57,7 +57,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             tokio::spawn(signals.obey(Arc::clone(&seam), drain));
             tokio::spawn(admin::serve(management, exposition));
-            tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
+            tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
             if let Some(url) = config.auth.jwks_url {
                 tokio::spawn(jwks::keep_fetching(publisher, seam, url, config.auth.jwks_refresh));
             }

@@ -35,6 +35,7 @@ pub const KEYS: &[&str] = &[
     "logging.sample",
     "logging.redact",
     "discovery.dns_refresh",
+    "discovery.dns_server",
     "services.*.prefix",
     "services.*.endpoints",
     "services.*.methods",
