@@ -51,9 +51,9 @@ pub struct Answer {
 /// What a question led to: an answer, or a phrase that says why there is none.
 pub type Outcome = Result<Answer, String>;
 
-/// What the configuration's names stand for.
+/// What the configuration's names stand for. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Resolved(BTreeMap<Question, Known>);
+pub struct Resolved(Arc<BTreeMap<Question, Known>>);
 
 /// What is known about one name.
 #[derive(Debug, Clone)]
@@ -118,16 +118,16 @@ impl Resolved {
 
     /// Whether every name stands for what it did in `other`: then no new snapshot is needed.
     pub fn same_addresses(&self, other: &Resolved) -> bool {
-        let records = |resolved: &'_ Resolved| -> Vec<(Question, Records)> {
-            let known = resolved.0.iter();
-            known.filter_map(|(question, known)| Some((question.clone(), known.records.clone()?))).collect()
-        };
-        records(self) == records(other)
+        fn records(resolved: &Resolved) -> impl Iterator<Item = (&Question, &Records)> {
+            resolved.0.iter().filter_map(|(question, known)| Some((question, known.records.as_ref()?)))
+        }
+        records(self).eq(records(other))
     }
 
     /// Takes what a question led to.
     pub fn learn(&mut self, question: Question, outcome: Outcome) -> Turn {
-        let known = self.0.entry(question).or_insert(Known { records: None, ttl: None, problem: None });
+        let known =
+            Arc::make_mut(&mut self.0).entry(question).or_insert(Known { records: None, ttl: None, problem: None });
         let failed_before = known.problem.is_some();
         match outcome {
             Ok(Answer { records, ttl }) => *known = Known { records: Some(records), ttl, problem: None },
@@ -142,7 +142,9 @@ impl Resolved {
 
     /// Forgets every name that `plan` does not ask for.
     pub fn forget_others(&mut self, plan: &Plan) {
-        self.0.retain(|question, _| plan.questions.contains(question));
+        if self.0.keys().any(|question| !plan.questions.contains(question)) {
+            Arc::make_mut(&mut self.0).retain(|question, _| plan.questions.contains(question));
+        }
     }
 }
 

@@ -118,7 +118,12 @@ impl Backend {
 
     /// Answers every request with `answer`.
     pub fn answering(answer: &'static str) -> Backend {
-        Backend::start(move |connection| {
+        Backend::answering_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"), answer)
+    }
+
+    /// The same, where the test says.
+    pub fn answering_on(listener: TcpListener, answer: &'static str) -> Backend {
+        Backend::start_on(listener, move |connection| {
             loop {
                 connection.request()?;
                 connection.send(answer)?;
