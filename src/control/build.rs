@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
-use crate::snapshot::{Address, Endpoint, EndpointId, Limits, RateLimit, Service, ServiceKind, Snapshot};
+use crate::snapshot::{Address, Endpoint, Limits, RateLimit, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
@@ -175,7 +175,9 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
     for spec in &service.endpoints {
         let mut add = |authority: &str, address, weight| {
             if endpoints.len() < ENDPOINTS_MAX {
-                endpoints.push(endpoint(service, authority, address, weight, labels, &mut taken));
+                let endpoint = endpoint(service, authority, address, weight, labels);
+                // A name and SRV records may both lead to one backend by one name.
+                endpoints.extend(taken.insert(endpoint.id).then_some(endpoint));
             }
         };
         match &spec.url {
@@ -194,23 +196,8 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
     endpoints.into()
 }
 
-fn endpoint(
-    service: &config::Service,
-    authority: &str,
-    address: Address,
-    weight: u16,
-    labels: &Labels,
-    taken: &mut HashSet<EndpointId>,
-) -> Endpoint {
-    let mut instance = instance(&address);
-    let mut id = labels.endpoint(&service.name, &instance);
-    if !taken.insert(id) {
-        // Two names of one address are two endpoints, since each is sent another Host. The second needs an identity of its
-        // own.
-        instance = format!("{authority}/{instance}");
-        id = labels.endpoint(&service.name, &instance);
-        taken.insert(id);
-    }
+fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
+    let (id, instance) = labels.endpoint_of(&service.name, authority, &instance(&address));
     Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight }
 }
 
@@ -230,6 +217,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::control::resolve::{Answer, Question, Records, Target};
+    use crate::snapshot::EndpointId;
 
     const TEXT: &str = r#"
         [server]
@@ -305,6 +294,46 @@ mod tests {
         let snapshot = build("metrics.enabled = false", &Labels::new());
         assert!(snapshot.services.iter().all(|service| &*service.prefix != METRICS_PREFIX));
         assert_eq!(snapshot.services.len(), MANAGEMENT_PREFIXES.len());
+    }
+
+    #[test]
+    fn endpoints_follow_the_names() {
+        let text = r#"
+            [services.sms]
+            prefix = "/sms"
+            endpoints = ["http://a:80", "http://b:80", "srv+http://_sms._tcp.b"]
+            auth = "none"
+        "#;
+        let config = Config::from_toml(text, "test", &[], &[]).unwrap();
+        let labels = Labels::new();
+        let hosts = |list: &[&str]| Records::Addresses(list.iter().map(|address| address.parse().unwrap()).collect());
+        let target = |address: &str, authority: &str, weight| Target {
+            address: address.parse().unwrap(),
+            authority: authority.to_owned(),
+            weight,
+        };
+        let endpoints = |a: Records, b: Records, srv: Vec<Target>| -> Vec<(String, EndpointId, u16)> {
+            let mut resolved = Resolved::default();
+            let questions =
+                [Question::Host("a".into()), Question::Host("b".into()), Question::Srv("_sms._tcp.b".into())];
+            for (question, records) in questions.into_iter().zip([a, b, Records::Targets(srv)]) {
+                resolved.learn(question, Ok(Answer { records, ttl: None }));
+            }
+            let address = Address::Unix(PathBuf::from("\0ringway-1"));
+            let snapshot = snapshot(&config, &resolved, &Arc::default(), &labels, address, 1);
+            let endpoints = snapshot.services[0].endpoints.iter();
+            endpoints.map(|endpoint| (endpoint.instance.to_string(), endpoint.id, endpoint.weight)).collect()
+        };
+        let srv = vec![target("10.0.0.1:80", "a:80", 9), target("10.0.0.4:81", "c:81", 3)];
+        let first = endpoints(hosts(&["10.0.0.1", "10.0.0.2"]), hosts(&["10.0.0.1"]), srv.clone());
+        let instances: Vec<(&str, u16)> = first.iter().map(|(instance, _, weight)| (&**instance, *weight)).collect();
+        assert_eq!(instances, [("10.0.0.1:80", 1), ("10.0.0.2:80", 1), ("b:80/10.0.0.1:80", 1), ("10.0.0.4:81", 3)]);
+        // What stays keeps its identity, whatever came or went before it.
+        let second = endpoints(hosts(&["10.0.0.9"]), hosts(&["10.0.0.1"]), vec![srv[1].clone()]);
+        assert_eq!(second[1..], first[2..]);
+
+        let many = |block: u8| Records::Addresses((0..200).map(|i| [10, block, 0, i].into()).collect());
+        assert_eq!(endpoints(many(0), many(1), srv).len(), ENDPOINTS_MAX);
     }
 
     #[test]

@@ -142,8 +142,7 @@ mod tests {
                 known.learn(question, outcome);
             }
         }
-        let counts = counts.lock().unwrap().clone();
-        counts
+        counts.lock().unwrap().clone()
     }
 
     #[tokio::test(start_paused = true)]
@@ -172,11 +171,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn thousands_of_names_get_their_turn() {
-        let names: Vec<String> = (0..2_000).map(|i| format!("n{i}")).collect();
+    async fn more_names_than_lookups_get_their_turn() {
+        let names: Vec<String> = (0..2 * LOOKUPS_MAX).map(|i| format!("n{i}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let counts = asked(&names, 30, 60, |_| (Duration::from_millis(20), answer(30))).await;
         assert_eq!(counts.len(), names.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_plan_is_followed() {
+        let mut refresh = Refresh::new(Box::new(|question, _| {
+            Box::pin(async move {
+                if question == host("hung") {
+                    std::future::pending::<()>().await;
+                }
+                answer(10)
+            })
+        }));
+        let plan = |names: &[&str]| Plan {
+            questions: names.iter().map(|name| host(name)).collect(),
+            refresh: Duration::from_secs(30),
+            servers: Vec::new(),
+        };
+        let none = Resolved::default();
+        refresh.follow(&plan(&["hung", "old"]), &none, Instant::now());
+        let (question, outcome) = refresh.answered().await.remove(0);
+        assert_eq!(question, host("old"));
+        // It has left the plan meanwhile.
+        refresh.follow(&plan(&["hung", "new"]), &none, Instant::now());
+        refresh.plan_next(&question, &outcome, &plan(&["hung", "new"]), Instant::now());
+        assert_eq!(refresh.answered().await[0].0, host("new"));
+        let more = tokio::time::timeout(Duration::from_secs(100), refresh.answered()).await;
+        assert!(more.is_err(), "neither of the others has a turn");
     }
 
     #[tokio::test(start_paused = true)]

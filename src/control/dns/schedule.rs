@@ -123,7 +123,7 @@ mod tests {
         schedule.add(name.clone(), now);
         let mut turns = Vec::new();
         for outcome in [Err(()), Err(()), Err(()), Ok(Some(seconds(5.0))), Err(()), Ok(None)] {
-            assert_eq!(schedule.take_due(now), [name.clone()]);
+            assert_eq!(schedule.take_due(now).len(), 1);
             assert_eq!((schedule.next(), schedule.take_due(now)), (None, Vec::new()), "it is being asked for");
             schedule.answered(&name, outcome, seconds(20.0), now, 0.0);
             now = schedule.next().unwrap();

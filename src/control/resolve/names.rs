@@ -55,7 +55,7 @@ pub(super) fn both_families(
     v6: Result<Found<IpAddr>, Problem>,
     known: &[IpAddr],
 ) -> Result<Found<IpAddr>, Problem> {
-    let keep = |wanted: fn(&IpAddr) -> bool| known.iter().copied().filter(move |address| wanted(address));
+    let keep = |wanted: fn(&IpAddr) -> bool| known.iter().copied().filter(wanted);
     let (mut found, kept) = match (v4, v6) {
         (Ok(v4), Ok(v6)) => {
             let ttl = v4.ttl.into_iter().chain(v6.ttl).min();

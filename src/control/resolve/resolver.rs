@@ -251,3 +251,61 @@ fn problem(error: &NetError) -> Problem {
         error => Problem::Failed(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(resolver: &Resolver, host: &str) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(resolver.ask(&Question::Host(host.to_owned()), None))
+    }
+
+    /// Nobody serves the DNS at port 1.
+    fn without_dns(hosts: &str) -> Resolver {
+        let mut resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]);
+        let mut read = Hosts::default();
+        read.read_hosts_conf(hosts.as_bytes()).unwrap();
+        resolver.hosts = Arc::new(read);
+        resolver
+    }
+
+    #[test]
+    fn the_hosts_file_goes_first() {
+        let resolver = without_dns("10.0.0.2 pinned Alias.example\n10.0.0.1 pinned\nfd00::1 six # all of it\n");
+        let check = |host: &str, expected: &[&str]| {
+            let records = Records::Addresses(expected.iter().map(|address| address.parse().unwrap()).collect());
+            assert_eq!(ask(&resolver, host), Ok(Answer { records, ttl: None }), "{host}");
+        };
+        check("pinned", &["10.0.0.1", "10.0.0.2"]);
+        check("alias.example", &["10.0.0.2"]);
+        check("alias.example.", &["10.0.0.2"]);
+        check("six", &["fd00::1"]);
+    }
+
+    #[test]
+    fn what_nobody_answers_is_an_error() {
+        let resolver = without_dns("");
+        assert!(ask(&resolver, "a.example.").is_err());
+        assert_eq!(ask(&resolver, "a.invalid."), Err("there is no such name".to_owned()));
+        assert!(resolver.is_current(&["127.0.0.1:1".parse().unwrap()]));
+        assert!(!resolver.is_current(&[]));
+    }
+
+    #[test]
+    fn what_was_known_of_a_target() {
+        let target = |address: &str, authority: &str| super::super::Target {
+            address: address.parse().unwrap(),
+            authority: authority.to_owned(),
+            weight: 1,
+        };
+        let targets = vec![
+            target("10.0.0.1:80", "a.example:80"),
+            target("10.0.0.2:81", "a.example:81"),
+            target("10.0.0.3:80", "b.example:80"),
+        ];
+        let known = known_addresses(Some(&Records::Targets(targets)), "a.example.");
+        assert_eq!(known, ["10.0.0.1".parse::<IpAddr>().unwrap(), "10.0.0.2".parse().unwrap()]);
+        assert!(known_addresses(None, "a.example.").is_empty());
+    }
+}
