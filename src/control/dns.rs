@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::publisher::Publisher;
 use super::resolve::resolver::Resolver;
-use super::resolve::{LOOKUP_TIMEOUT, Outcome, Question, Records, Resolved, Turn, too_late};
+use super::resolve::{Change, LOOKUP_TIMEOUT, Outcome, Question, Records, Resolved, too_late};
 use refresh::{Ask, Refresh};
 
 /// How long a changed configuration's new names may wait for their turn.
@@ -43,12 +43,12 @@ pub async fn keep_resolving(publisher: Arc<Publisher>) {
 /// Notes the outcome, and logs where trouble begins or ends.
 fn learn(resolved: &mut Resolved, question: &Question, outcome: Outcome) {
     match resolved.learn(question.clone(), outcome) {
-        Turn::Failed => {
+        Some(Change::Failed) => {
             let failure = resolved.failure(question).unwrap_or_default();
-            tracing::warn!(%failure, "a name does not resolve; its last addresses stay in use");
+            tracing::warn!(%failure, "a name does not resolve");
         }
-        Turn::Recovered => tracing::info!(name = %question, "a name resolves again"),
-        Turn::None => {}
+        Some(Change::Recovered) => tracing::info!(name = %question, "a name resolves again"),
+        None => {}
     }
 }
 

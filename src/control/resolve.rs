@@ -68,9 +68,7 @@ struct Known {
 
 /// What an outcome changed about a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// It resolves as before, or still does not.
-    None,
+pub enum Change {
     /// It does not resolve any more; or never did, and was asked for the first time.
     Failed,
     /// It resolves again.
@@ -124,8 +122,8 @@ impl Resolved {
         records(self).eq(records(other))
     }
 
-    /// Takes what a question led to.
-    pub fn learn(&mut self, question: Question, outcome: Outcome) -> Turn {
+    /// Takes what a question led to. `None`: the name resolves as before, or still does not.
+    pub fn learn(&mut self, question: Question, outcome: Outcome) -> Option<Change> {
         let known =
             Arc::make_mut(&mut self.0).entry(question).or_insert(Known { records: None, ttl: None, problem: None });
         let failed_before = known.problem.is_some();
@@ -134,9 +132,9 @@ impl Resolved {
             Err(problem) => known.problem = Some(problem),
         }
         match (failed_before, known.problem.is_some()) {
-            (false, true) => Turn::Failed,
-            (true, false) => Turn::Recovered,
-            (false, false) | (true, true) => Turn::None,
+            (false, true) => Some(Change::Failed),
+            (true, false) => Some(Change::Recovered),
+            (false, false) | (true, true) => None,
         }
     }
 
@@ -207,15 +205,15 @@ mod tests {
     fn a_failure_keeps_the_last_good_answer() {
         let mut resolved = Resolved::default();
         assert_eq!(resolved.last(&host("a")), None);
-        assert_eq!(resolved.learn(host("a"), addresses(&["10.0.0.1"])), Turn::None);
+        assert_eq!(resolved.learn(host("a"), addresses(&["10.0.0.1"])), None);
         assert_eq!(resolved.last(&host("a")), Some(Ok(Some(Duration::from_secs(5)))));
         let good = resolved.clone();
 
-        assert_eq!(resolved.learn(host("a"), Err("no answer".to_owned())), Turn::Failed);
-        assert_eq!(resolved.learn(host("a"), Err("no such name".to_owned())), Turn::None);
+        assert_eq!(resolved.learn(host("a"), Err("no answer".to_owned())), Some(Change::Failed));
+        assert_eq!(resolved.learn(host("a"), Err("no such name".to_owned())), None);
         assert_eq!(known(&resolved, "a"), ["10.0.0.1:80"]);
         assert_eq!(resolved.last(&host("a")), Some(Err(())));
-        assert_eq!(resolved.learn(host("b"), Err("no such name".to_owned())), Turn::Failed);
+        assert_eq!(resolved.learn(host("b"), Err("no such name".to_owned())), Some(Change::Failed));
         assert!(known(&resolved, "b").is_empty());
         assert!(resolved.same_addresses(&good), "nothing to publish");
         let failures: Vec<String> = resolved.failures().collect();
@@ -225,7 +223,7 @@ mod tests {
         ];
         assert_eq!(failures, expected);
 
-        assert_eq!(resolved.learn(host("a"), addresses(&["10.0.0.1", "::1"])), Turn::Recovered);
+        assert_eq!(resolved.learn(host("a"), addresses(&["10.0.0.1", "::1"])), Some(Change::Recovered));
         assert!(!resolved.same_addresses(&good));
         assert_eq!(known(&resolved, "a"), ["10.0.0.1:80", "[::1]:80"]);
         assert_eq!(resolved.failures().count(), 1);

@@ -15,7 +15,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// How long after its TTL a changed answer may take to be acted on: the jitter, the reload of the server, a slow machine.
 const GRACE: Duration = Duration::from_secs(4);
 
-const FAILED: &str = "a name does not resolve; its last addresses stay in use";
+const FAILED: &str = "a name does not resolve";
 const FAILED_AT_START: &str = "a backend's name does not resolve; its service answers 503 until it does";
 const RECOVERED: &str = "a name resolves again";
 
@@ -123,6 +123,19 @@ fn an_address_that_stays_keeps_its_connections() {
     });
     ask(&gateway, 10);
     assert_eq!((backends[0].connections(), backends[1].connections()), (1, 1));
+}
+
+#[test]
+fn a_large_answer_comes_whole_and_is_bounded() {
+    // All of 127.0.0.0/8 is this machine.
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
+    let backend = Backend::answering_on(listener, OK);
+    // More than a datagram holds: it is asked for again over TCP.
+    let zone: Vec<String> = (1..=150).map(|host| format!("app A 127.0.1.{host}")).collect();
+    let dns = DnsServer::start(&zone.iter().map(String::as_str).collect::<Vec<_>>());
+    let gateway = named(&dns, format!("http://app.example.test:{}", backend.address.port()));
+    ask(&gateway, 200);
+    assert_eq!(backend.connections(), 64, "one for each address that is used");
 }
 
 #[test]
