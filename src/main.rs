@@ -2,6 +2,7 @@
 //!
 //! configuration → snapshot → listeners → workers → control thread → signals → drain
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
 use ringway::control::publisher::Ingredients;
+use ringway::control::reload::{self, Origin};
 use ringway::control::{admin, build, resolve, thread as control};
 use ringway::demo;
 use ringway::policy::auth::keys::KeyKind;
@@ -25,8 +27,9 @@ use ringway::proxy::{accept, descriptors, runtime};
 use ringway::redis;
 use ringway::snapshot::{Address, Phase, Seam};
 use ringway::telemetry::counters::{Counters, Shape};
-use ringway::telemetry::exposition::{Exposition, WorkerInfo};
+use ringway::telemetry::exposition::{Exposition, Progress, WorkerInfo};
 use ringway::telemetry::labels::Labels;
+use ringway::telemetry::reloads::Reloads;
 use ringway::telemetry::{events, log};
 use tracing::level_filters::LevelFilter;
 
@@ -120,10 +123,13 @@ fn main() -> ExitCode {
     match command {
         Command::Check(args) => check(&args.source()),
         Command::Health { url } => health(&url.unwrap_or_else(own_health_url)),
-        Command::Run(args) => match config::load(&args.source()) {
-            Ok(config) => report(run(&config, |_| {})),
-            Err(errors) => refuse(&errors),
-        },
+        Command::Run(args) => {
+            let source = args.source();
+            match reload::load(&source) {
+                Ok((config, looks)) => report(run(&config, Some(Origin { source, looks }), |_| {})),
+                Err(errors) => refuse(&errors),
+            }
+        }
         Command::Demo { port } => report(run_demo(port)),
         Command::Token { sub, exp, scope, config } => {
             let source = Source { path: config, environment: config::environment(), overrides: Vec::new() };
@@ -218,11 +224,12 @@ fn run_demo(port: u16) -> anyhow::Result<()> {
     let toml = demo::config(&backends, &credentials, port);
     let config =
         Config::from_toml(&toml, "the demo's configuration", &[], &[]).map_err(|errors| anyhow!("{errors}"))?;
-    run(&config, |address| print!("{}", demo::welcome(address, &backends, &credentials)))
+    run(&config, None, |address| print!("{}", demo::welcome(address, &backends, &credentials)))
 }
 
-/// Serves until a signal or a failure ends it. `ready` is called once the address is bound and every worker runs.
-fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+/// Serves until a signal or a failure ends it. `origin` is where the configuration comes from, to be read again when it
+/// changes; `ready` is called once the address is bound and every worker runs.
+fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     events::init(
         match config.level {
             Level::Error => LevelFilter::ERROR,
@@ -314,19 +321,30 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
         services = config.services.len(),
         "listening"
     );
+    let reloads = Arc::new(Reloads::default());
     let control = control::start(control::Parts {
         seam: Arc::clone(&seam),
-        exposition: Exposition::new(counters.clone(), infos, &shape, Arc::clone(&labels)),
+        exposition: Exposition::new(
+            counters.clone(),
+            infos,
+            &shape,
+            Arc::clone(&labels),
+            Progress { seam: Arc::clone(&seam), reloads: Arc::clone(&reloads) },
+        ),
         counters,
         management,
         ingredients: Ingredients {
             config: config.clone(),
             resolved,
+            fetched_keys: KeySet::default(),
             authenticator,
             labels,
             seam: Arc::clone(&seam),
             management_address,
+            health: HashMap::new(),
         },
+        origin,
+        reloads,
     })?;
     ready(address);
 

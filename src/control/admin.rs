@@ -1,5 +1,7 @@
 //! The management endpoints: an ordinary HTTP service behind the workers, on a socket that only this process can reach.
 
+pub mod health;
+
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
@@ -34,8 +36,8 @@ pub fn bind() -> io::Result<(Management, Address)> {
     Ok((Management(listener), Address::Unix(PathBuf::from(format!("\0{name}")))))
 }
 
-/// Answers management requests for as long as the control thread runs.
-pub async fn serve(management: Management, exposition: Exposition) {
+/// Answers management requests for as long as the control thread runs: the metrics, and what is under `routes`.
+pub async fn serve(management: Management, exposition: Exposition, routes: Router) {
     let listener = match UnixListener::from_std(management.0) {
         Ok(listener) => OwnProcess(listener),
         Err(error) => {
@@ -43,16 +45,17 @@ pub async fn serve(management: Management, exposition: Exposition) {
             return;
         }
     };
-    if let Err(error) = axum::serve(listener, router(Arc::new(exposition))).await {
+    if let Err(error) = axum::serve(listener, router(Arc::new(exposition), routes)).await {
         tracing::error!(%error, "the management endpoints ended");
     }
 }
 
-fn router(exposition: Arc<Exposition>) -> Router {
+fn router(exposition: Arc<Exposition>, routes: Router) -> Router {
     Router::new()
         .route("/metrics", get(metrics).fallback(method_not_allowed))
-        .fallback(not_found)
         .with_state(exposition)
+        .merge(routes)
+        .fallback(not_found)
 }
 
 /// Accepts connections of this process alone: an abstract name can be connected to by anybody on the host.
@@ -140,7 +143,9 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::control::build;
     use crate::telemetry::counters::Shape;
+    use crate::telemetry::exposition::Progress;
     use crate::telemetry::labels::Labels;
 
     fn name_of(address: &Address) -> String {
@@ -152,8 +157,9 @@ mod tests {
         let (management, address) = bind().expect("a socket");
         std::thread::spawn(move || {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
-            let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()));
-            super::super::thread::block_on(serve(management, exposition))
+            let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
+            let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
+            super::super::thread::block_on(serve(management, exposition, Router::new()))
         });
         name_of(&address)
     }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
-use crate::snapshot::{Address, Endpoint, Limits, RateLimit, Service, ServiceKind, Snapshot};
+use crate::snapshot::{
+    Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service, ServiceKind,
+    Snapshot,
+};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
@@ -30,7 +33,7 @@ const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
 /// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
 const ENDPOINTS_MAX: usize = 256;
 
-/// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
+/// The snapshot number `generation` of `config`, with every endpoint healthy. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
 pub fn snapshot(
     config: &Config,
@@ -85,7 +88,10 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         route: labels.route(&service.prefix),
         methods: service.methods,
         load_balancing: service.load_balancing,
+        health: service.health.policy(),
         endpoints,
+        breaker: service.breaker.clone(),
+        retry: service.retry.clone(),
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
         auth: service.auth,
@@ -146,7 +152,10 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         // Which methods there are differs from path to path below the prefix.
         methods: MethodSet::ALL,
         load_balancing: Algorithm::RoundRobin,
+        health: HealthPolicy::NONE,
         endpoints: Box::new([endpoint.clone()]),
+        breaker: BreakerPolicy::off(),
+        retry: RetryPolicy::off(),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
         auth: Mode::None,
@@ -165,6 +174,7 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
         authority: "localhost".into(),
         address,
         weight: 1,
+        health: Health::Healthy,
     }
 }
 
@@ -198,7 +208,7 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
 
 fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
     let (id, instance) = labels.endpoint_of(&service.name, authority, &instance(&address));
-    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight }
+    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight, health: Health::Healthy }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.
@@ -210,6 +220,15 @@ fn instance(address: &Address) -> String {
             _ => format!("unix:{}", path.display()),
         },
     }
+}
+
+/// A seam that tests begin with: a snapshot without services.
+#[cfg(test)]
+pub(crate) fn seam_without_services(workers: usize, generation: u64) -> Arc<crate::snapshot::Seam> {
+    let management = Address::Unix("\0test".into());
+    let (config, resolved) = (Config::default(), Resolved::default());
+    let first = snapshot(&config, &resolved, &Arc::default(), &Labels::new(), management, generation);
+    Arc::new(crate::snapshot::Seam::new(first, workers))
 }
 
 #[cfg(test)]

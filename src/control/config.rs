@@ -13,11 +13,14 @@ mod credentials;
 mod endpoint;
 mod error;
 mod file;
+mod health;
 mod keys;
 mod limits;
 mod overlay;
 mod read;
+mod resilience;
 mod route;
+mod secrets;
 mod services;
 mod summary;
 mod tables;
@@ -26,6 +29,7 @@ mod tests;
 mod units;
 mod value;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,12 +38,13 @@ use ipnet::IpNet;
 
 use crate::http::method::MethodSet;
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Logging, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, Logging, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 pub use cors::CorsSettings;
 pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use health::HealthSettings;
 pub use keys::KEYS;
 pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
 
@@ -52,6 +57,21 @@ pub struct Source {
     pub environment: Vec<(String, String)>,
     /// Options of the command line, as dotted keys and values: `("server.port", "9090")`.
     pub overrides: Vec<(String, String)>,
+}
+
+impl Source {
+    /// The files that are known before anything is read: the configuration itself, and those that variables name.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = self.path.clone().unwrap_or_else(|| PathBuf::from(file::DEFAULT_PATH));
+        std::iter::once(own).chain(overlay::files(&self.environment).map(PathBuf::from)).collect()
+    }
+}
+
+/// Without the environment: it holds secrets.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).field("overrides", &self.overrides).finish_non_exhaustive()
+    }
 }
 
 /// A validated configuration.
@@ -83,6 +103,8 @@ pub struct Config {
     pub ipv6_prefix: u8,
     /// `rate_limit.memory_keys`: how many clients are counted apart without Redis, 1,000 to 100,000,000.
     pub memory_keys: usize,
+    /// `[health]`, for services that set nothing else.
+    pub health: HealthSettings,
     /// `[cors]`, for services that set nothing else, and for paths that no service has.
     pub cors: CorsSettings,
     /// `[services.<name>]`, in the order of their names; at most 1,024. May be empty.
@@ -170,7 +192,7 @@ pub struct Discovery {
 }
 
 /// `[services.<name>]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// 1 to 64 of `a-z`, `0-9`, `_` and `-`.
     pub name: String,
@@ -189,6 +211,10 @@ pub struct Service {
     pub limits: Limits,
     /// The service's own over the global ones.
     pub timeouts: Timeouts,
+    /// The service's own over the global ones.
+    pub breaker: BreakerPolicy,
+    /// The service's own over the global ones.
+    pub retry: RetryPolicy,
     /// Whether clients must show who they are.
     pub auth: Mode,
     /// The scopes that clients need, by method.
@@ -197,6 +223,8 @@ pub struct Service {
     pub forward_credentials: bool,
     /// Its limits, 9 at most; none: its requests are not counted.
     pub rate_limits: Vec<RateLimitSpec>,
+    /// How its endpoints are checked, and what becomes of those that fail.
+    pub health: HealthSettings,
     /// Which pages may ask.
     pub cors: CorsSettings,
 }
@@ -295,6 +323,7 @@ impl Config {
         keys::check(&table, &mut found);
         overlay::environment(&mut table, environment, &mut found);
         overlay::command_line(&mut table, overrides, &mut found);
+        secrets::hide(&mut table);
         let errors = read::Errors::default();
         let config = tables::config(read::Section::root(&table, &errors), name);
         found.extend(errors.into_inner());

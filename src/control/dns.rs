@@ -7,7 +7,6 @@ mod refresh;
 mod schedule;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
@@ -16,17 +15,17 @@ use super::resolve::resolver::Resolver;
 use super::resolve::{Change, LOOKUP_TIMEOUT, Outcome, Question, Records, Resolved, too_late};
 use refresh::{Ask, Refresh};
 
-/// How long a changed configuration's new names may wait for their turn.
-const PLAN_CHECK: Duration = Duration::from_secs(1);
-
 /// Keeps the addresses of the configuration's names as fresh as their TTL asks, `discovery.dns_refresh` at most.
 pub async fn keep_resolving(publisher: Arc<Publisher>) {
     let mut refresh = Refresh::new(system_dns(Arc::clone(&publisher)));
+    let mut config_changes = publisher.config_changes();
     loop {
         let plan = publisher.plan();
         refresh.follow(&plan, &publisher.resolved(), Instant::now());
-        // Nothing answers: it is time for another look at the plan.
-        let Ok(answered) = timeout(PLAN_CHECK, refresh.answered()).await else { continue };
+        let answered = tokio::select! {
+            answered = refresh.answered() => answered,
+            Ok(()) = config_changes.changed() => continue,
+        };
 
         let mut resolved = publisher.resolved();
         for (question, outcome) in answered {

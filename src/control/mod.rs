@@ -1,16 +1,20 @@
 //! The control plane: one thread, one tokio runtime, everything that is not a request.
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
-//! - [`thread`]: the thread itself; [`signals`], [`admin`], [`dns`], [`jwks`] and [`ledger_watch`] are its tasks, and
+//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`] and
+//!   [`ledger_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
 pub mod admin;
 pub mod build;
 pub mod config;
 pub mod dns;
+pub mod health;
+pub mod issuer;
 pub mod jwks;
 pub mod ledger_watch;
 pub mod publisher;
+pub mod reload;
 pub mod resolve;
 pub mod signals;
 pub mod thread;

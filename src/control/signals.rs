@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::snapshot::{Phase, Seam};
 
@@ -41,13 +42,13 @@ impl Signals {
         })
     }
 
-    /// Drains at the first SIGTERM or SIGINT, and ends the process at the second.
-    pub async fn obey(mut self, seam: Arc<Seam>, drain: Drain) {
-        let name = self.stop().await;
+    /// Drains at the first SIGTERM or SIGINT, and ends the process at the second. SIGHUP is passed on to `reload`.
+    pub async fn obey(mut self, seam: Arc<Seam>, drain: Drain, reload: mpsc::Sender<()>) {
+        let name = self.stop(&reload).await;
         tracing::info!(signal = name, timeout_seconds = drain.timeout.as_secs_f64(), "draining");
         tokio::select! {
             () = run(&seam, drain) => {}
-            name = self.stop() => {
+            name = self.stop(&reload) => {
                 tracing::warn!(signal = name, "a second signal ends the process at once");
                 std::process::exit(0);
             }
@@ -58,17 +59,18 @@ impl Signals {
                 tracing::error!("a worker does not end; the process does");
                 std::process::exit(1);
             }
-            _ = self.stop() => std::process::exit(0),
+            _ = self.stop(&reload) => std::process::exit(0),
         }
     }
 
     /// The next signal that asks for an end.
-    async fn stop(&mut self) -> &'static str {
+    async fn stop(&mut self, reload: &mpsc::Sender<()>) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hang_up.recv() => tracing::warn!("SIGHUP: the configuration is read at the start only; restart to change it"),
+                // A full channel says that a reload is asked for already.
+                _ = self.hang_up.recv() => { let _ = reload.try_send(()); }
             }
         }
     }
@@ -87,23 +89,10 @@ async fn run(seam: &Seam, drain: Drain) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::Config;
-    use crate::control::{build, resolve};
-    use crate::snapshot::Address;
-    use crate::telemetry::labels::Labels;
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_has_its_phases_in_order() {
-        let address = Address::Unix("\0test".into());
-        let first = build::snapshot(
-            &Config::default(),
-            &resolve::Resolved::default(),
-            &Arc::default(),
-            &Labels::new(),
-            address,
-            1,
-        );
-        let seam = Arc::new(Seam::new(first, 1));
+        let seam = crate::control::build::seam_without_services(1, 1);
         let drain = Drain { delay: Duration::from_secs(5), timeout: Duration::from_secs(30) };
         let running = tokio::spawn({
             let seam = Arc::clone(&seam);

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
-use super::{dns, jwks, ledger_watch, signals};
+use super::reload::{Origin, Reloader};
+use super::{dns, health, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
+use crate::telemetry::reloads::Reloads;
 
 /// What the control plane is made of.
 #[derive(Debug)]
@@ -28,6 +30,10 @@ pub struct Parts {
     pub management: Management,
     /// What the first snapshot was built of.
     pub ingredients: Ingredients,
+    /// Where the configuration comes from; `None` for one that cannot be read again.
+    pub origin: Option<Origin>,
+    /// Counts what becomes of changed configurations.
+    pub reloads: Arc<Reloads>,
 }
 
 /// The running control plane.
@@ -51,16 +57,21 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, exposition, management, ingredients } = parts;
+            let Parts { seam, counters, mut exposition, management, ingredients, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
-            tokio::spawn(signals.obey(Arc::clone(&seam), drain));
-            tokio::spawn(admin::serve(management, exposition));
+            // One that waits stands for any number of them.
+            let (reload, reload_asked) = mpsc::channel(1);
+            tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
+            tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
+            exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
+            let reports = Arc::new(health::Reports::default());
+            let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
+            tokio::spawn(admin::serve(management, exposition, routes));
+            tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
-            if let Some(url) = config.auth.jwks_url {
-                tokio::spawn(jwks::keep_fetching(publisher, seam, url, config.auth.jwks_refresh));
-            }
+            tokio::spawn(issuer::keep_fresh(publisher, seam));
             if config.redis.server.is_some() {
                 tokio::spawn(ledger_watch::keep_watching(counters));
             }

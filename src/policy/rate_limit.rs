@@ -165,11 +165,7 @@ impl LeaseTable {
         now: Instant,
         verdicts: &mut [Verdict; LIMITS_MAX],
     ) -> Option<Duration> {
-        let era = self.era;
-        let denied = |leases: &mut Table<Lease>, key| {
-            leases.get_mut(key).filter(|lease| lease.era == era).and_then(|lease| lease.denied(now))
-        };
-        let longest = wanted.iter().filter_map(|&(key, _)| denied(&mut self.leases, key)).max();
+        let longest = wanted.iter().filter_map(|&(key, limit)| self.denied(key, limit, now)).max();
         if longest.is_none() {
             for (verdict, &(key, limit)) in verdicts.iter_mut().zip(wanted) {
                 *verdict = self.check(key, limit, now);
@@ -178,10 +174,12 @@ impl LeaseTable {
         longest
     }
 
-    /// How long `key` is known to be denied still; nothing is taken.
-    pub fn denied(&mut self, key: LimitKey, now: Instant) -> Option<Duration> {
+    /// How long `key` is known to be denied still under `limit`; nothing is taken. What was denied under another limit is
+    /// no answer.
+    pub fn denied(&mut self, key: LimitKey, limit: &Limit, now: Instant) -> Option<Duration> {
         let era = self.era;
-        self.leases.get_mut(key).filter(|lease| lease.era == era).and_then(|lease| lease.denied(now))
+        let lease = self.leases.get_mut(key).filter(|lease| lease.era == era && lease.limit == *limit);
+        lease.and_then(|lease| lease.denied(now))
     }
 
     /// Where the shell keeps what the ledger calls the key: to be filled in with the first order, and there, unchanged, for

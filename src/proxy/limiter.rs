@@ -200,8 +200,8 @@ impl Limiter {
             let limit = subject.own.filter(|_| index == 0).unwrap_or(rule.limit);
             let limit = if share > 1 { Limit::new(limit.requests() / share, limit.window()) } else { limit };
             let identity = self.identity(rule, subject);
-            let key = self.shared.hasher.key(rule.id, &identity);
-            if let Some(retry_after) = self.leases.borrow_mut().denied(key, moment.instant) {
+            let key = self.shared.hasher.key(rule.id, &limit, &identity);
+            if let Some(retry_after) = self.leases.borrow_mut().denied(key, &limit, moment.instant) {
                 denial = longer(denial, Denial { index, retry_after });
             }
             held.push(Held { index, limit, key, place: Place::Passed });
@@ -260,8 +260,8 @@ impl Limiter {
 
     /// How long `key` of the client's address is still denied, as far as this worker knows.
     pub fn denied(&self, rule: &RateLimit, subject: &Subject<'_>, now: Instant) -> Option<Duration> {
-        let key = self.shared.hasher.key(rule.id, &subject.ip);
-        self.leases.borrow_mut().denied(key, now)
+        let key = self.shared.hasher.key(rule.id, &rule.limit, &subject.ip);
+        self.leases.borrow_mut().denied(key, &rule.limit, now)
     }
 
     /// The connection to Redis, where there is one.

@@ -16,6 +16,8 @@ use super::counters::{
     Counter, Counters, OTHER, Shape, Table, split_rate_limited_key, split_request_key, split_upstream_key,
 };
 use super::labels::Labels;
+use super::reloads::{ReloadResult, Reloads};
+use crate::snapshot::Seam;
 
 /// What a worker runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,15 @@ pub struct WorkerInfo {
     pub driver: &'static str,
     /// The ring's flags; `-` for epoll.
     pub flags: &'static str,
+}
+
+/// Which configuration is served, and how it came to be.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// Knows the generations.
+    pub seam: Arc<Seam>,
+    /// Knows the reloads.
+    pub reloads: Arc<Reloads>,
 }
 
 /// Which text format is wanted.
@@ -65,10 +76,22 @@ impl Exposition {
         workers: Vec<WorkerInfo>,
         shape: &Shape,
         labels: Arc<Labels>,
+        progress: Progress,
     ) -> Exposition {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Sum { counters, workers, buckets: shape.buckets.clone(), labels }));
+        registry.register_collector(Box::new(Sum {
+            counters,
+            workers,
+            buckets: shape.buckets.clone(),
+            labels,
+            progress,
+        }));
         Exposition { registry }
+    }
+
+    /// Exposes what `collector` collects too.
+    pub fn add(&mut self, collector: impl Collector) {
+        self.registry.register_collector(Box::new(collector));
     }
 
     /// Renders all metrics.
@@ -112,6 +135,7 @@ struct Sum {
     workers: Vec<WorkerInfo>,
     buckets: Vec<f64>,
     labels: Arc<Labels>,
+    progress: Progress,
 }
 
 impl Collector for Sum {
@@ -125,6 +149,7 @@ impl Collector for Sum {
             metric.encode_gauge(&as_gauge(active))
         })?;
         self.encode_workers(&mut encoder)?;
+        self.encode_progress(&mut encoder)?;
         gauge(&mut encoder, "api_gateway_build_info", "The build that runs", |mut metric| {
             let labels = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("BUILD_COMMIT"))];
             metric.encode_family(&labels)?.encode_gauge(&1i64)
@@ -194,6 +219,34 @@ impl Sum {
             let service = if key == OTHER { "other".to_owned() } else { self.labels.service_name(service) };
             let labels = [("service", service.as_str()), ("key_type", kind.as_str())];
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&row[0], None)?;
+        }
+        Ok(())
+    }
+
+    fn encode_progress(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Progress { seam, reloads } = &self.progress;
+        gauge(encoder, "api_gateway_config_generation", "The snapshot last published", |mut metric| {
+            metric.encode_gauge(&as_gauge(seam.generation()))
+        })?;
+        gauge(
+            encoder,
+            "api_gateway_config_generation_adopted",
+            "The snapshot that each worker serves with",
+            |mut metric| {
+                for (worker, generation) in seam.adopted().enumerate() {
+                    metric.encode_family(&[("worker", worker.to_string())])?.encode_gauge(&as_gauge(generation))?;
+                }
+                Ok(())
+            },
+        )?;
+        gauge(encoder, "api_gateway_config_reload_failed", "Whether the last reload was refused", |mut metric| {
+            metric.encode_gauge(&i64::from(reloads.has_failed()))
+        })?;
+        let help = "Configurations read while running, by what became of them";
+        let mut metric = encoder.encode_descriptor("api_gateway_config_reload", help, None, MetricType::Counter)?;
+        for result in ReloadResult::ALL {
+            let labels = [("result", result.as_str())];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&reloads.get(result), None)?;
         }
         Ok(())
     }
@@ -307,7 +360,11 @@ mod tests {
             block.upstream_answered(endpoint, 200);
         }
         let workers = vec![WorkerInfo { worker: 0, driver: "io_uring", flags: "none" }];
-        Exposition::new(counters, workers, &shape, labels).render(format).expect("strings take everything")
+        let seam = crate::control::build::seam_without_services(2, 7);
+        seam.adopt(1, 7);
+        let progress = Progress { seam, reloads: Arc::default() };
+        progress.reloads.count(ReloadResult::Invalid);
+        Exposition::new(counters, workers, &shape, labels, progress).render(format).expect("strings take everything")
     }
 
     #[test]
@@ -326,6 +383,12 @@ mod tests {
             "# TYPE api_gateway_active_requests gauge\napi_gateway_active_requests 2\n",
             "api_gateway_service_requests_total{service=\"sms\",instance=\"127.0.0.1:9001\",status=\"200\"} 2\n",
             "api_gateway_connections_open{worker=\"1\"} 0\n",
+            "api_gateway_config_generation 7\n",
+            "api_gateway_config_generation_adopted{worker=\"0\"} 0\n",
+            "api_gateway_config_generation_adopted{worker=\"1\"} 7\n",
+            "api_gateway_config_reload_failed 1\n",
+            "api_gateway_config_reload_total{result=\"applied\"} 0\n",
+            "api_gateway_config_reload_total{result=\"invalid\"} 1\n",
             "api_gateway_worker_info{worker=\"0\",driver=\"io_uring\",ring_flags=\"none\"} 1\n",
         ] {
             assert!(text.contains(expected), "{expected}\nis not in\n{text}");

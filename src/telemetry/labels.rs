@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::snapshot::{EndpointId, RouteId, ServiceId};
 
 /// The most endpoints that get a name of their own in a process's life. Later ones are counted as `other`, and still have
-/// an identity each: connections are pooled by it.
-const ENDPOINTS_MAX: usize = 65_536;
+/// an identity each, another in every snapshot: connections are pooled by it.
+pub const ENDPOINTS_MAX: usize = 65_536;
 
 /// Names by identity. The same name gets the same identity for the process's life, whatever snapshot it comes from.
 #[derive(Debug)]

@@ -5,3 +5,4 @@ pub mod events;
 pub mod exposition;
 pub mod labels;
 pub mod log;
+pub mod reloads;

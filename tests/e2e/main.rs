@@ -12,6 +12,7 @@ mod drain;
 mod drivers;
 mod early_answers;
 mod endpoints;
+mod health;
 mod identity;
 mod leaving;
 mod messages;
@@ -23,6 +24,7 @@ mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
 mod refusals;
+mod reload;
 mod routing;
 mod slow;
 mod support;

@@ -65,19 +65,23 @@ pub(super) fn cors(section: Section<'_>, base: &CorsSettings) -> CorsSettings {
     settings
 }
 
-/// Notes what is wrong with the rules as a whole, at the key that is to be changed or, where that is a default, at another.
+/// Notes what is wrong with the rules as a whole, at the key that is to be changed or, where that was inherited, at another
+/// that the table has. Where it has none of them, the fault is noted where it was inherited from.
 fn check(section: Section<'_>, settings: &CorsSettings) {
-    let reject = |key: &str, problem: &str| {
-        let places = [key, "allow_credentials", "allow_origins", "enabled"];
-        if let Some(node) = places.iter().find_map(|key| section.node(key)) {
+    let reject = |keys: &[&str], problem: &str| {
+        if let Some((key, node)) = keys.iter().find_map(|key| Some((key, section.node(key)?))) {
             section.errors.reject(&section.path(key), node, problem);
         }
     };
     if let Err(error) = Cors::new(&settings.rules) {
-        reject(error.key(), &error.to_string());
+        reject(&[error.key(), "allow_credentials", "allow_origins"], &error.to_string());
     }
-    if settings.enabled && settings.rules.allow_origins.is_empty() {
-        reject("allow_origins", "no page may ask; name some, such as [\"https://app.example.com\"], or [\"*\"]");
+    // Origins that were written and refused are errors of their own already.
+    let has_refused = |node: &Node| node.list().is_ok_and(|origins| !origins.is_empty());
+    let are_refused = section.node("allow_origins").is_some_and(has_refused);
+    if settings.enabled && settings.rules.allow_origins.is_empty() && !are_refused {
+        let problem = "needs allow_origins, the pages that may ask: [\"https://app.example.com\"], or [\"*\"]";
+        reject(&["enabled", "allow_origins"], problem);
     }
 }
 

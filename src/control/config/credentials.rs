@@ -1,18 +1,19 @@
 //! `[auth.jwt]` and `[[auth.api_keys]]`: how clients show who they are.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::policy::auth::api_key::{ApiKeySpec, ApiKeys, KeyHash};
-use crate::policy::auth::identity::{self, OwnLimit};
+use crate::policy::auth::identity::{self, AuthMethod, Identity, OwnLimit};
 use crate::policy::auth::jwt::Rules;
-use crate::policy::auth::keys::{Algorithm, KeyError, KeySet};
+use crate::policy::auth::keys::{Algorithm, KeyError, KeyKind, KeySet};
 use crate::redis::client::Secret;
 
-use super::error::ConfigError;
+use super::error::Place;
 use super::read::Section;
-use super::units;
 use super::value::{Node, Value};
+use super::{file, units};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -56,6 +57,8 @@ pub struct Auth {
     pub rules: Rules,
     /// The API keys.
     pub api_keys: Vec<ApiKeySpec>,
+    /// The files that keys were read from.
+    pub files: Vec<PathBuf>,
 }
 
 /// Compares the settings; keys follow from them, and from files.
@@ -71,11 +74,17 @@ impl PartialEq for Auth {
     }
 }
 
-impl Auth {
-    /// Whether any client can show who it is.
-    pub fn knows_anybody(&self) -> bool {
-        !self.keys.is_empty() || self.jwks_url.is_some() || !self.api_keys.is_empty()
-    }
+/// The settings of `[auth.jwt]` that bring public keys.
+const PUBLIC_KEYS: [&str; 3] = ["public_key_file", "jwks_file", "jwks_url"];
+
+/// Whether `[auth]` names any way to tell who a client is, be it a wrong one.
+pub(super) fn is_any_configured(section: Section<'_>) -> bool {
+    // What is no table is noted elsewhere.
+    let jwt = section.node("jwt").is_some_and(|node| match &node.value {
+        Value::Table(jwt) => jwt.contains_key("secret") || PUBLIC_KEYS.iter().any(|&key| jwt.contains_key(key)),
+        _ => true,
+    });
+    jwt || section.node("api_keys").is_some_and(|node| node.list().is_ok_and(|keys| !keys.is_empty()))
 }
 
 /// The whole table.
@@ -83,80 +92,110 @@ pub(super) fn auth(section: Section<'_>) -> Auth {
     let name = section.path("jwt");
     let jwt = Section::of(&name, section.node("jwt"), section.errors);
     let algorithms = algorithms(jwt);
-    let secret = secret(jwt, "secret");
-    let mut keys = KeySet::default();
-    let mut take = |key: &str, read: Option<Result<KeySet, KeyError>>| match read {
-        Some(Ok(set)) => keys = std::mem::take(&mut keys).and(set),
-        Some(Err(error)) => reject_quietly(jwt, key, error.to_string()),
-        None => {}
+    let secret = jwt.get("secret", |node| node.text().map(Secret::new));
+    let keys = if every_algorithm_has_a_key(jwt, &algorithms) {
+        keys(jwt, secret.as_ref(), &algorithms)
+    } else {
+        KeySet::default()
     };
-    take("secret", secret.as_ref().map(|secret| KeySet::from_secret(secret.expose().as_bytes(), &algorithms)));
-    let pem = jwt.get("public_key_file", |node| read_file(node.text()?));
-    take("public_key_file", pem.map(|pem| KeySet::from_pem(&pem, &algorithms)));
-    let jwks = jwt.get("jwks_file", |node| read_file(node.text()?));
-    take("jwks_file", jwks.map(|jwks| KeySet::from_jwks(&jwks, &algorithms).map(|(keys, _)| keys)));
     Auth {
         keys,
         secret,
-        algorithms,
-        jwks_url: jwt.get("jwks_url", |node| {
-            let url = node.text()?;
-            let is_url =
-                ["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme));
-            if is_url { Ok(url.to_owned()) } else { Err("must be a URL, https://… or http://…".to_owned()) }
-        }),
+        algorithms: algorithms.into_iter().map(|(algorithm, _)| algorithm).collect(),
+        jwks_url: jwt.get("jwks_url", |node| jwks_url(node.text()?)),
         jwks_refresh: jwt.read("jwks_refresh", SECOND * 300, |node| node.duration(SECOND * 10..=SECOND * 86_400)),
         rules: Rules {
             issuers: words(jwt, "issuer"),
             audiences: words(jwt, "audience"),
             leeway: jwt.read("leeway", SECOND * 30, |node| node.duration(Duration::ZERO..=SECOND * 300)).as_secs(),
-            required: jwt.list("required_claims", 0..=32, |node| node.text().map(str::to_owned)).map_or_else(
+            required: jwt.list("required_claims", 0..=32, word).map_or_else(
                 || Rules::default().required,
                 |claims| claims.into_iter().map(|(claim, _)| claim).collect(),
             ),
         },
         api_keys: api_keys(section),
+        files: ["public_key_file", "jwks_file"]
+            .iter()
+            .filter_map(|key| jwt.node(key)?.text().ok().map(PathBuf::from))
+            .collect(),
     }
 }
+/// The keys that are known without asking anyone.
+fn keys(jwt: Section<'_>, secret: Option<&Secret>, algorithms: &[(Algorithm, Node)]) -> KeySet {
+    let algorithms: Vec<Algorithm> = algorithms.iter().map(|&(algorithm, _)| algorithm).collect();
+    let text = |error: KeyError| error.to_string();
+    let read = |node: &Node| file::read(Path::new(node.text()?), KEY_FILE_BYTES_MAX);
+    let secret = secret.and_then(|secret| {
+        jwt.get("secret", |_| KeySet::from_secret(secret.expose().as_bytes(), &algorithms).map_err(text))
+    });
+    let pem = jwt.get("public_key_file", |node| KeySet::from_pem(&read(node)?, &algorithms).map_err(text));
+    let jwks = jwt.get("jwks_file", |node| Ok(KeySet::from_jwks(&read(node)?, &algorithms).map_err(text)?.0));
+    [secret, pem, jwks].into_iter().flatten().fold(KeySet::default(), KeySet::and)
+}
 
-/// A value that is not repeated in errors.
-pub(super) fn secret(section: Section<'_>, key: &str) -> Option<Secret> {
-    let node = section.node(key)?;
-    match node.text() {
-        Ok(text) => Some(Secret::new(text)),
-        Err(problem) => {
-            reject_quietly(section, key, problem);
-            None
+/// `HS256` and its kin need the secret, the others a public key. With no key at all nobody has a token, which is for the
+/// services to mind.
+fn every_algorithm_has_a_key(jwt: Section<'_>, algorithms: &[(Algorithm, Node)]) -> bool {
+    let public = PUBLIC_KEYS.iter().find_map(|key| jwt.node(key));
+    let has_secret = jwt.node("secret").is_some();
+    if public.is_none() && !has_secret {
+        return true;
+    }
+    // None is left where all were wrong.
+    let mut all_have = !algorithms.is_empty();
+    for (index, (algorithm, node)) in algorithms.iter().enumerate() {
+        let is_hmac = KeyKind::Secret.algorithms().contains(algorithm);
+        let problem = match (is_hmac, has_secret, public) {
+            (true, true, _) | (false, _, Some(_)) => continue,
+            (true, false, _) => "needs auth.jwt.secret (JWT_SECRET_KEY), which is not set",
+            (false, _, None) => "needs auth.jwt.public_key_file, jwks_file or jwks_url, none of which is set",
+        };
+        all_have = false;
+        match (jwt.node("algorithms"), public) {
+            (None, Some(public)) => {
+                let problem = "those of the public key, such as [\"RS256\"]; the default, HS256, needs a secret";
+                jwt.missing("algorithms", &public.key, problem);
+            }
+            _ => jwt.errors.reject(&format!("{}[{index}]", jwt.path("algorithms")), node, problem),
         }
     }
+    all_have
 }
 
-fn reject_quietly(section: Section<'_>, key: &str, problem: String) {
-    let Some(node) = section.node(key) else { return };
-    section.errors.push(ConfigError { place: node.place.clone(), key: section.path(key), value: None, problem });
+/// Each with where it was written, which for the default is nowhere.
+fn algorithms(jwt: Section<'_>) -> Vec<(Algorithm, Node)> {
+    let default = || vec![(Algorithm::HS256, Node::raw("HS256", Place::CommandLine, false))];
+    jwt.list("algorithms", 1..=ALGORITHMS.len(), |node| node.choice(&ALGORITHMS)).unwrap_or_else(default)
 }
 
-fn algorithms(jwt: Section<'_>) -> Vec<Algorithm> {
-    let algorithms = jwt.list("algorithms", 1..=ALGORITHMS.len(), |node| node.choice(&ALGORITHMS));
-    algorithms.map_or_else(|| vec![Algorithm::HS256], |list| list.into_iter().map(|(algorithm, _)| algorithm).collect())
+/// Credentials in the address would be written down wherever it is.
+fn jwks_url(text: &str) -> Result<String, String> {
+    let problem = "must be a URL, https://… or http://…";
+    let url = reqwest::Url::parse(text).map_err(|error| format!("{problem}: {error}"))?;
+    match url.scheme() {
+        "https" | "http" if !url.username().is_empty() || url.password().is_some() => {
+            Err("must not have credentials".to_owned())
+        }
+        "https" | "http" if url.fragment().is_some() => Err("must not have a fragment".to_owned()),
+        "https" | "http" => Ok(text.to_owned()),
+        _ => Err(problem.to_owned()),
+    }
 }
 
 /// A string or an array of them.
 fn words(section: Section<'_>, key: &str) -> Vec<String> {
-    if let Some(Value::Text(text)) = section.node(key).map(|node| &node.value) {
-        return vec![text.clone()];
+    if let Some(Value::Text(_)) = section.node(key).map(|node| &node.value) {
+        return section.get(key, word).into_iter().collect();
     }
-    let words = section.list(key, 0..=32, |node| node.text().map(str::to_owned)).unwrap_or_default();
+    let words = section.list(key, 0..=32, word).unwrap_or_default();
     words.into_iter().map(|(word, _)| word).collect()
 }
 
-fn read_file(path: &str) -> Result<Vec<u8>, String> {
-    let fail = |error: std::io::Error| format!("cannot be read: {error}");
-    let size = std::fs::metadata(Path::new(path)).map_err(fail)?.len();
-    if size > KEY_FILE_BYTES_MAX {
-        return Err(format!("has {size} bytes; a key file may have {KEY_FILE_BYTES_MAX}"));
+fn word(node: &Node) -> Result<String, String> {
+    match node.text()? {
+        "" => Err("must not be empty".to_owned()),
+        text => Ok(text.to_owned()),
     }
-    std::fs::read(path).map_err(fail)
 }
 
 fn api_keys(section: Section<'_>) -> Vec<ApiKeySpec> {
@@ -170,11 +209,25 @@ fn api_keys(section: Section<'_>) -> Vec<ApiKeySpec> {
         super::services::check_keys(section, &path, node, API_KEY_KEYS);
         Ok(api_key(Section::of(&path, Some(node), section.errors), node))
     });
-    let specs: Vec<ApiKeySpec> = specs.unwrap_or_default().into_iter().filter_map(|(spec, _)| spec).collect();
-    if let Err(error) = ApiKeys::new(specs.clone()) {
-        reject_quietly(section, "api_keys", error.to_string());
+    let mut taken = HashMap::new();
+    let mut distinct = Vec::new();
+    for (index, (spec, node)) in specs.unwrap_or_default().into_iter().enumerate() {
+        let Some(spec) = spec else { continue };
+        let path = format!("{}[{index}]", section.path("api_keys"));
+        let scopes = spec.scopes.iter().map(String::as_str);
+        if let Err(error) = Identity::new(AuthMethod::ApiKey, &spec.name, scopes, spec.expires, spec.rate_limit) {
+            section.errors.reject(&path, &node, error.to_string());
+        } else if let Some(earlier) = taken.insert(spec.hash.to_string(), node.place.clone()) {
+            section.errors.reject(&format!("{path}.hash"), &node, format!("is the hash of the key at {earlier} too"));
+        } else {
+            distinct.push(spec);
+        }
     }
-    specs
+    // Two keys may agree in the part of their hashes that they are found by.
+    if let (Err(error), Some(node)) = (ApiKeys::new(distinct.clone()), section.node("api_keys")) {
+        section.errors.reject(&section.path("api_keys"), node, error.to_string());
+    }
+    distinct
 }
 
 /// `None` when what is wrong has been noted.

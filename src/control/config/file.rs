@@ -10,8 +10,8 @@ use super::error::{ConfigError, ConfigErrors, Place};
 /// Where the configuration is when the command line does not say.
 pub(super) const DEFAULT_PATH: &str = "config.toml";
 
-/// The largest configuration, in bytes.
-const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// The largest configuration, in bytes: 100,000 API keys, with their names and scopes.
+const CONFIG_BYTES_MAX: u64 = 32 << 20;
 
 /// The text and the name of the file at `path`, which must be there, or else of the one at `default`, which may be absent.
 pub(super) fn find(path: Option<&Path>, default: &Path) -> Result<Option<(String, String)>, ConfigErrors> {

@@ -108,8 +108,10 @@ fn redis_url(text: &str) -> Result<RedisServer, String> {
         digits => digits.parse().map_err(|_| "must name its database by a number, as in redis://host:6379/0")?,
     };
     let address = endpoint::authority(authority, REDIS_PORT)?;
-    let (username, password) = match credentials.map(|text| text.split_once(':').unwrap_or(("", text))) {
-        Some((username, password)) => (decoded(username)?, Some(Secret::new(&decoded(password)?))),
+    let (username, password) = match credentials.map(|text| text.split_once(':')) {
+        Some(Some((username, password))) => (decoded(username)?, Some(Secret::new(&decoded(password)?))),
+        // Some take it for the user, others for the password.
+        Some(None) => return Err("must have a \":\" before the password, as in redis://:password@host".to_owned()),
         None => (String::new(), None),
     };
     Ok(RedisServer { address, username, password, database })

@@ -16,6 +16,7 @@ pub(super) const NAMED: &[(&str, &str)] = &[
     ("JWT_SECRET_KEY", "auth.jwt.secret"),
     ("RATE_LIMIT_REQUESTS", "rate_limit.requests"),
     ("RATE_LIMIT_WINDOW", "rate_limit.window"),
+    ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "circuit_breaker.failure_threshold"),
 ];
 
 const PREFIX: &str = "RINGWAY_";
@@ -23,6 +24,13 @@ const FILE_SUFFIX: &str = "_FILE";
 
 /// The largest file that a `_FILE` variable may name, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+
+/// The files that variables name.
+pub(super) fn files(variables: &[(String, String)]) -> impl Iterator<Item = &str> {
+    let is_ours = |name: &str| name.starts_with(PREFIX) || NAMED.iter().any(|(short, _)| *short == name);
+    let is_file = move |name: &str| name.strip_suffix(FILE_SUFFIX).is_some_and(is_ours);
+    variables.iter().filter(move |(name, value)| is_file(name) && !value.is_empty()).map(|(_, value)| value.as_str())
+}
 
 /// Lays the variables over `table`. Of two that set one key, the `RINGWAY_` one holds. An empty value is as good as none:
 /// that is what `PORT=` in an env file means.

@@ -4,16 +4,17 @@ use std::collections::HashSet;
 
 use crate::http::method::{Method, MethodSet};
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 use super::cors::CorsSettings;
-use super::credentials::{self, Auth};
+use super::credentials;
 use super::error::{ConfigError, Place};
+use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
-use super::{EndpointSpec, EndpointUrl, Service, endpoint, keys, route, tables};
+use super::{EndpointSpec, EndpointUrl, Service, endpoint, keys, resilience, route, tables};
 
 /// So many that each keeps an identity of its own in the counters over thousands of reloads.
 const SERVICES_MAX: usize = 1_024;
@@ -27,8 +28,12 @@ const RESERVED_NAME: &str = "management";
 pub(super) struct Global<'a> {
     pub(super) limits: &'a Limits,
     pub(super) timeouts: &'a Timeouts,
-    pub(super) auth: &'a Auth,
+    pub(super) breaker: &'a BreakerPolicy,
+    pub(super) retry: &'a RetryPolicy,
+    /// Whether there is any way to tell who a client is.
+    pub(super) knows_clients: bool,
     pub(super) rate_limits: &'a RateLimits,
+    pub(super) health: &'a HealthSettings,
     pub(super) cors: &'a CorsSettings,
 }
 
@@ -68,9 +73,10 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, auth, rate_limits, cors } = global;
+    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
+    let (own_breaker, own_retry) = (section.path("circuit_breaker"), section.path("retry"));
     Service {
         name: name.to_owned(),
         prefix: prefix(section, place),
@@ -86,10 +92,16 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         }),
         limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
         timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
-        auth: mode(section, place, auth),
+        breaker: resilience::breaker(
+            Section::of(&own_breaker, section.node("circuit_breaker"), section.errors),
+            breaker,
+        ),
+        retry: resilience::retry(Section::of(&own_retry, section.node("retry"), section.errors), retry),
+        auth: mode(section, place, knows_clients),
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),
         rate_limits: limits::of_service(section, rate_limits),
+        health: health::of_service(section, health),
         cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
     }
 }
@@ -197,11 +209,11 @@ fn required_scopes(section: Section<'_>) -> Vec<(MethodSet, Vec<String>)> {
 }
 
 /// Whether clients must show who they are; that needs a way to tell.
-fn mode(section: Section<'_>, place: &Place, auth: &Auth) -> Mode {
+fn mode(section: Section<'_>, place: &Place, knows_clients: bool) -> Mode {
     let mode = section.read("auth", Mode::Required, |node| {
         node.choice(&[("required", Mode::Required), ("optional", Mode::Optional), ("none", Mode::None)])
     });
-    if mode == Mode::Required && section.node("auth").is_none_or(|node| node.text().is_ok()) && !auth.knows_anybody() {
+    if mode == Mode::Required && section.node("auth").is_none_or(|node| node.text().is_ok()) && !knows_clients {
         let problem = "clients must show who they are, and there is no key to verify them with: set auth.jwt.secret \
                        (JWT_SECRET_KEY), another key of auth.jwt, or auth.api_keys; or let everybody in with auth = \"none\"";
         let place = section.node("auth").map_or(place, |node| &node.place);

@@ -4,12 +4,15 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use crate::policy::auth::Mode;
+use crate::policy::cors::OriginPattern;
+use crate::snapshot::{OnError, RateLimitKey};
 use crate::traffic::balance::Algorithm;
 
-use super::{Config, Driver, EndpointSpec, RateLimitSpec, Service, Workers, units};
+use super::{Config, CorsSettings, Driver, EndpointSpec, EndpointUrl, Service, Workers, units};
 
 impl Config {
-    /// A few aligned lines: where it listens, how many workers, which services. Ends without a line break.
+    /// A few aligned lines: where it listens, how many workers, who may pass and how often, which services. Nothing secret,
+    /// and no line break at the end.
     pub fn summary(&self) -> String {
         let server = &self.server;
         let workers = match server.workers {
@@ -25,40 +28,61 @@ impl Config {
         let mut text = format!("configuration  {}\n", self.origin);
         let _ = writeln!(text, "address        {}", SocketAddr::new(server.host, server.port));
         let _ = writeln!(text, "workers        {workers}, {pinned}, driver {driver}");
-        let ledger = match &self.redis.server {
-            Some(server) => format!("Redis, {}", server.address.to_string().replacen("http", "redis", 1)),
-            None => "in memory".to_owned(),
-        };
-        let _ = writeln!(text, "rate limits    {ledger}");
-        let _ = writeln!(text, "credentials    {}", self.credentials());
+        let _ = writeln!(text, "rate limits    {}", self.ledger());
+        let _ = writeln!(text, "clients        {}", self.clients());
         let _ = write!(text, "services       {}", self.services.len());
-        let rows: Vec<[String; 6]> = self.services.iter().map(row).collect();
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..6).map(width).collect();
+        let rows: Vec<[String; 7]> = self.services.iter().map(row).collect();
+        let widths: [usize; 7] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
         for row in &rows {
-            text.push_str("\n ");
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(text, " {cell:width$} ");
-            }
-            text.truncate(text.trim_end().len());
+            let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let _ = write!(text, "\n  {}", cells.join("  ").trim_end());
         }
         text
     }
 
-    /// What clients can show who they are with.
-    fn credentials(&self) -> String {
-        let auth = &self.auth;
-        let tokens = match (&auth.jwks_url, auth.keys.len()) {
-            (None, 0) => "no tokens".to_owned(),
-            (None, keys) => format!("tokens by {keys} key{}", if keys == 1 { "" } else { "s" }),
-            (Some(url), 0) => format!("tokens by the keys at {url}"),
-            (Some(url), keys) => format!("tokens by {keys} and the keys at {url}"),
+    /// Where they are counted.
+    fn ledger(&self) -> String {
+        let Some(server) = &self.redis.server else { return "in memory".to_owned() };
+        let on_error = match self.redis.on_error {
+            OnError::Local => "local",
+            OnError::Allow => "allow",
+            OnError::Deny => "deny",
         };
-        format!("{tokens}, {} API keys", auth.api_keys.len())
+        let place = match &server.address {
+            EndpointUrl::Address { authority, .. } | EndpointUrl::Name { authority, .. } => authority.clone(),
+            url @ (EndpointUrl::Unix(_) | EndpointUrl::Srv { .. }) => url.to_string(),
+        };
+        format!("in Redis at {place}, database {}, on_error {on_error}", server.database)
+    }
+
+    /// How they can show who they are.
+    fn clients(&self) -> String {
+        let auth = &self.auth;
+        let keys = auth.keys.len();
+        let mut ways = Vec::new();
+        if keys > 0 || auth.jwks_url.is_some() {
+            let algorithms: Vec<String> = auth.algorithms.iter().map(|algorithm| format!("{algorithm:?}")).collect();
+            let algorithms = algorithms.join(", ");
+            // Behind a "?" there may be something secret.
+            let url = auth.jwks_url.as_deref().map(|url| url.split('?').next().unwrap_or(url));
+            let known = (keys > 0).then(|| counted(keys, "key"));
+            let fetched = url.map(|url| format!("keys from {url}"));
+            let keys = known.into_iter().chain(fetched).collect::<Vec<_>>().join(", ");
+            ways.push(format!("tokens ({algorithms}; {keys})"));
+        }
+        if !auth.api_keys.is_empty() {
+            ways.push(counted(auth.api_keys.len(), "API key"));
+        }
+        if ways.is_empty() { "no credentials".to_owned() } else { ways.join(", ") }
     }
 }
 
-fn row(service: &Service) -> [String; 6] {
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+fn row(service: &Service) -> [String; 7] {
     let balancing = match service.load_balancing {
         Algorithm::RoundRobin => "round_robin",
         Algorithm::LeastConnections => "least_connections",
@@ -69,19 +93,50 @@ fn row(service: &Service) -> [String; 6] {
         hosts => format!("{} ({})", service.prefix, hosts.join(", ")),
     };
     let endpoints: Vec<String> = service.endpoints.iter().map(endpoint).collect();
-    let auth = match service.auth {
-        Mode::Required => "auth required",
-        Mode::Optional => "auth optional",
-        Mode::None => "auth none",
+    [
+        service.name.clone(),
+        prefix,
+        auth(service),
+        rate_limits(service),
+        cors(&service.cors),
+        balancing.to_owned(),
+        endpoints.join(", "),
+    ]
+}
+
+fn auth(service: &Service) -> String {
+    let mode = match service.auth {
+        Mode::Required => "required",
+        Mode::Optional => "optional",
+        Mode::None => "none",
     };
-    let limit =
-        |spec: &RateLimitSpec| format!("{} in {}", spec.limit.requests(), units::show_duration(spec.limit.window()));
-    let limits = match service.rate_limits.as_slice() {
-        [] => "no limit".to_owned(),
-        limits => limits.iter().map(limit).collect::<Vec<_>>().join("+"),
-    };
-    let limits = if service.cors.enabled { format!("{limits}, CORS") } else { limits };
-    [service.name.clone(), prefix, balancing.to_owned(), auth.to_owned(), limits, endpoints.join(", ")]
+    let mut scopes: Vec<&str> =
+        service.required_scopes.iter().flat_map(|(_, scopes)| scopes).map(String::as_str).collect();
+    scopes.sort_unstable();
+    scopes.dedup();
+    match scopes.as_slice() {
+        [] => format!("auth {mode}"),
+        scopes => format!("auth {mode} ({})", scopes.join(" ")),
+    }
+}
+
+fn rate_limits(service: &Service) -> String {
+    let shown = service.rate_limits.iter().map(|spec| {
+        let by = if spec.key == RateLimitKey::Ip { " by ip" } else { "" };
+        format!("{} in {}{by}", spec.limit.requests(), units::show_duration(spec.limit.window()))
+    });
+    match shown.collect::<Vec<_>>().join(" + ") {
+        none if none.is_empty() => "no limit".to_owned(),
+        limits => limits,
+    }
+}
+
+fn cors(settings: &CorsSettings) -> String {
+    match settings.rules.allow_origins.as_slice() {
+        _ if !settings.enabled => "no cors".to_owned(),
+        origins if origins.iter().any(OriginPattern::is_any) => "cors *".to_owned(),
+        origins => format!("cors {}", counted(origins.len(), "origin")),
+    }
 }
 
 fn endpoint(endpoint: &EndpointSpec) -> String {

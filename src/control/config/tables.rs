@@ -10,19 +10,33 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
+use super::{
+    Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, resilience, services, units,
+};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let table = |name: &'static str| Section::of(name, root.node(name), root.errors);
     let limits = self::limits(table("limits"), &DEFAULT_LIMITS);
     let timeouts = timeouts(table("timeouts"), &DEFAULT_TIMEOUTS);
-    let auth = credentials::auth(table("auth"));
+    let clients = table("auth");
+    let auth = credentials::auth(clients);
     let limiting = table("rate_limit");
     let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
-    let global =
-        services::Global { limits: &limits, timeouts: &timeouts, auth: &auth, rate_limits: &rate_limits, cors: &cors };
+    let health = super::health::health(table("health"), &super::health::defaults());
+    let breaker = resilience::breaker(table("circuit_breaker"), &resilience::default_breaker());
+    let retry = resilience::retry(table("retry"), &resilience::default_retry());
+    let global = services::Global {
+        limits: &limits,
+        timeouts: &timeouts,
+        breaker: &breaker,
+        retry: &retry,
+        knows_clients: credentials::is_any_configured(clients),
+        rate_limits: &rate_limits,
+        health: &health,
+        cors: &cors,
+    };
     let services = services::services(table("services"), &global);
     Config {
         origin: origin.to_owned(),
@@ -36,6 +50,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
         auth,
         rate_limits,
+        health,
         cors,
         limits,
         timeouts,

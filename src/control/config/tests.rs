@@ -2,9 +2,12 @@
 //! true.
 
 mod hostile;
+mod policies;
+mod policies_refused;
 mod refused;
 mod shipped;
 mod sources;
+mod summary;
 
 use std::time::Duration;
 
@@ -56,6 +59,7 @@ fn what_is_written_is_what_holds() {
         server = { host = "::1", port = 0, workers = 2, pin = false, driver = "epoll", trusted_proxies = ["10.1.2.3/8", "::1"] }
         limits = { header_bytes = 4096, body_bytes = 0 }
         timeouts = { connect = 0.5, idle_body = "90s" }
+        health = { fall = 7, slow_start = 0 }
         logging = { format = "text", level = "debug", sample = 0, redact = ["Token"] }
         discovery = { dns_refresh = "5s", dns_server = ["10.0.0.2", "[::1]:5353"] }
         [services.z]
@@ -67,6 +71,8 @@ fn what_is_written_is_what_holds() {
         methods = ["GET", "POST"]
         hosts = ["B.com", "a.com", "b.com"]
         load_balancing = "random"
+        health_path = "/ready?deep=1"
+        health = { interval = "1s", rise = 1, expected_status = [204, "300-302"], panic_threshold = 0.25 }
         limits.requests_in_flight = 3
         timeouts.connect = "1s"
         "#,
@@ -92,6 +98,12 @@ fn what_is_written_is_what_holds() {
     assert_eq!(sms.load_balancing, Algorithm::Random);
     assert_eq!((sms.limits.requests_in_flight, sms.limits.header_bytes), (3, 4_096));
     assert_eq!((sms.timeouts.connect.as_secs(), sms.timeouts.idle_body.as_secs()), (1, 90));
+    let crate::snapshot::StatusRange { first, last } = sms.health.expected_status[1];
+    assert_eq!((sms.health.path.as_deref(), first, last), (Some("/ready?deep=1"), 300, 302));
+    assert_eq!((sms.health.rise, sms.health.fall, sms.health.panic_threshold), (1, 7, 250));
+    assert_eq!((sms.health.interval.as_secs(), sms.health.timeout.as_secs()), (1, 1), "what is inherited gives way");
+    assert_eq!(sms.health.policy().slow_start, Duration::ZERO);
+    assert_eq!((z.health.path.as_deref(), z.health.timeout.as_secs(), z.health.fall), (None, 2, 7));
     assert_eq!((z.methods, &z.limits, &z.timeouts), (MethodSet::ALL, &config.limits, &config.timeouts));
 }
 
@@ -100,30 +112,4 @@ fn no_file_is_no_service() {
     let config = parse("", &[]).expect("valid");
     assert_eq!(Config { origin: Config::BUILT_IN.to_owned(), ..config }, nothing_set());
     assert!(Config::default().services.is_empty());
-}
-
-#[test]
-fn summary_is_aligned() {
-    let text = r#"
-        [services.a]
-        prefix = "/a"
-        endpoints = ["http://a:1", { url = "unix:/b", weight = 2 }]
-        auth = "none"
-        rate_limit = { enabled = false }
-        [services.longer]
-        prefix = "/longer"
-        hosts = ["x.com"]
-        load_balancing = "random"
-        endpoints = ["http://[::1]:80"]
-        cors = { enabled = true, allow_origins = ["*"] }
-    "#;
-    let expected = "configuration  c.toml\n\
-                    address        0.0.0.0:8080\n\
-                    workers        auto, pinned, driver auto\n\
-                    rate limits    in memory\n\
-                    credentials    tokens by 1 key, 0 API keys\n\
-                    services       2\n  \
-                      a       /a               round_robin  auth none      no limit         http://a:1, unix:/b (weight 2)\n  \
-                      longer  /longer (x.com)  random       auth required  100 in 1m, CORS  http://[::1]:80";
-    assert_eq!(good(text).summary(), expected);
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::traffic::window::LimitKey;
+use crate::traffic::window::{Limit, LimitKey};
 
 /// Whom a request counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +79,13 @@ impl KeyHasher {
         KeyHasher(states)
     }
 
-    /// The key of `identity` under the limit that the process knows as `limit`.
-    pub fn key(&self, limit: u32, identity: &Identity<'_>) -> LimitKey {
+    /// The key of `identity` under the limit that the process knows as `id`. Windows of different lengths are counted apart:
+    /// after a reload, or when an API key's own limit changes, what was counted in slots of another length says nothing.
+    pub fn key(&self, id: u32, limit: &Limit, identity: &Identity<'_>) -> LimitKey {
         let [upper, lower] = self.0.each_ref().map(|state| {
             let mut hasher = state.build_hasher();
-            hasher.write_u32(limit);
+            hasher.write_u32(id);
+            hasher.write_u64(limit.slot_us());
             match identity {
                 Identity::User(name) => write(&mut hasher, 0, name),
                 Identity::ApiKey(name) => write(&mut hasher, 1, name),
@@ -105,6 +107,7 @@ fn write(hasher: &mut impl Hasher, kind: u8, name: &[u8]) {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+    use std::time::Duration;
 
     #[test]
     fn addresses() {
@@ -124,6 +127,8 @@ mod tests {
     #[test]
     fn keys_differ_by_limit_kind_and_identity() {
         let hasher = KeyHasher::new([RandomState::new(), RandomState::new()]);
+        let limit = Limit::new(10, Duration::from_secs(60));
+        let longer = Limit::new(10, Duration::from_secs(61));
         let v4 = [192, 0, 2, 7];
         let identities = [
             Identity::User(b"a"),
@@ -134,12 +139,14 @@ mod tests {
             Identity::ip("2001:db8::1".parse().unwrap(), 64),
             Identity::ip("2001:db8:0:1::1".parse().unwrap(), 64),
         ];
-        let keys: HashSet<_> =
-            identities.iter().flat_map(|identity| [hasher.key(1, identity), hasher.key(2, identity)]).collect();
-        assert_eq!(keys.len(), 2 * identities.len());
+        let keys: HashSet<_> = identities
+            .iter()
+            .flat_map(|who| [(1, &limit), (2, &limit), (1, &longer)].map(|(id, limit)| hasher.key(id, limit, who)))
+            .collect();
+        assert_eq!(keys.len(), 3 * identities.len());
         let [one, another] = [hasher.clone(), hasher.clone()];
-        assert_eq!(one.key(1, &identities[0]), another.key(1, &identities[0]));
+        assert_eq!(one.key(1, &limit, &identities[0]), another.key(1, &Limit::new(20, limit.window()), &identities[0]));
         let neighbour = Identity::ip("2001:db8::ffff".parse().unwrap(), 64);
-        assert_eq!(hasher.key(1, &identities[5]), hasher.key(1, &neighbour));
+        assert_eq!(hasher.key(1, &limit, &identities[5]), hasher.key(1, &limit, &neighbour));
     }
 }

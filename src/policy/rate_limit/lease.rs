@@ -23,7 +23,7 @@ pub(super) struct Lease {
     pub(super) address: Vec<u8>,
     /// Tokens dropped without a report, until the table has counted them.
     pub(super) dropped: u32,
-    limit: Limit,
+    pub(super) limit: Limit,
 
     /// The slot of the tokens at hand, and its end by this worker's clock, at the latest.
     slot: u64,

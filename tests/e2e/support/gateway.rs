@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -57,6 +58,8 @@ impl Lines {
 /// A running gateway.
 pub struct Gateway {
     process: Child,
+    config: PathBuf,
+    server: String,
     pub address: SocketAddr,
     /// The access log.
     pub log: Lines,
@@ -80,6 +83,27 @@ fn open_to_all(tables: &str) -> String {
     open
 }
 
+/// A whole configuration: on loopback, one worker unless `server` says otherwise.
+fn configuration(server: &str, tables: &str) -> String {
+    let mut toml = String::from("[server]\nhost = \"127.0.0.1\"\nport = 0\n");
+    if !server.contains("workers") {
+        toml.push_str("workers = 1\n");
+    }
+    writeln!(toml, "{server}\n{}", open_to_all(tables)).expect("strings take everything");
+    // Tests ask and fail as often as they like, unless that is what they are about.
+    if !tables.contains("rate_limit") {
+        toml.push_str("[rate_limit]\nenabled = false\n");
+    }
+    if !tables.contains("circuit_breaker") {
+        toml.push_str("[circuit_breaker]\nenabled = false\n");
+    }
+    // Backends see the test's own connections alone, unless checks are what it is about.
+    if !tables.contains("health") {
+        toml.push_str("[health]\nenabled = false\n");
+    }
+    toml
+}
+
 impl Gateway {
     /// A gateway with one worker and these tables beside `[server]`.
     pub fn start(tables: &str) -> Gateway {
@@ -96,16 +120,7 @@ impl Gateway {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let name = format!("ringway-e2e-{}-{}.toml", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
-        let mut toml = String::from("[server]\nhost = \"127.0.0.1\"\nport = 0\n");
-        if !server.contains("workers") {
-            toml.push_str("workers = 1\n");
-        }
-        writeln!(toml, "{server}\n{}", open_to_all(tables)).expect("strings take everything");
-        // Tests ask as often as they like, unless that is what they are about.
-        if !tables.contains("rate_limit") {
-            toml.push_str("[rate_limit]\nenabled = false\n");
-        }
-        std::fs::write(&path, toml).expect("a writable folder for temporary files");
+        std::fs::write(&path, configuration(server, tables)).expect("a writable folder for temporary files");
         let mut process = command
             .args(["run", "--config"])
             .arg(&path)
@@ -120,8 +135,7 @@ impl Gateway {
         events.follow(process.stderr.take().expect("piped"));
         let listening = events.wait_for(|event| event["message"] == "listening");
         let address = listening["address"].as_str().expect("a string").parse().expect("an address");
-        std::fs::remove_file(path).expect("the file is there");
-        let gateway = Gateway { process, address, log, events };
+        let gateway = Gateway { process, config: path, server: server.to_owned(), address, log, events };
         until("the gateway is ready", || gateway.get("/readyz").status == 200);
         gateway
     }
@@ -144,6 +158,27 @@ impl Gateway {
 
     pub fn get(&self, path: &str) -> Response {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"))
+    }
+
+    /// Writes a configuration with these tables, in the place of the old one.
+    pub fn write_config(&self, tables: &str) {
+        let next = self.config.with_extension("next");
+        std::fs::write(&next, configuration(&self.server, tables)).expect("a writable folder");
+        std::fs::rename(next, &self.config).expect("the same folder");
+    }
+
+    /// The same, and makes the gateway serve it.
+    pub fn reload(&self, tables: &str) {
+        let applied = || self.metric("api_gateway_config_reload_total{result=\"applied\"}");
+        let before = applied();
+        self.write_config(tables);
+        self.signal("HUP");
+        until("the configuration is reloaded", || applied() > before);
+    }
+
+    /// Where its configuration is.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     pub fn pid(&self) -> u32 {
@@ -210,6 +245,7 @@ impl Drop for Gateway {
         // Ended already, in tests of the end.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        let _ = std::fs::remove_file(&self.config);
         if thread::panicking() {
             let events = self.events.0.0.lock().expect("no panic");
             eprintln!("the gateway said:");

@@ -15,6 +15,9 @@ fn fragment() -> impl Strategy<Value = String> {
         "/[a-z%/.]{0,8}".prop_map(|text| format!("{text:?}")),
         Just("[[], {}, 1, \"\"]".to_owned()),
         Just("{ url = 1, weight = \"\" }".to_owned()),
+        "(redis|rediss|https?)://[a-z0-9:@/%*.]{0,12}".prop_map(|text| format!("{text:?}")),
+        Just("[{ name = \"a\", hash = \"sha256:\", expires = 2030-01-31, rate_limit = 1 }]".to_owned()),
+        Just("{ GET = [\"a\"], nope = 1 }".to_owned()),
     ];
     prop_oneof![
         (keys, value).prop_map(|(key, value)| format!("{key} = {value}\n")),

@@ -107,6 +107,29 @@ fn a_service_that_is_wrong() {
             "endpoints = [{ url = \"http://a\", wieght = 1 }]",
             "c.toml:3:34: services.sms.endpoints[0].wieght: unknown key; did you mean `weight`?",
         ),
+        ("health_path = \"health\"", "c.toml:3:15: services.sms.health_path = \"health\": must begin with \"/\""),
+        ("health_path = \"/a b\"", "c.toml:3:15: services.sms.health_path = \"/a b\": must be visible ASCII"),
+        ("health.fall = 0", "c.toml:3:15: services.sms.health.fall = 0: must be a whole number from 1 to 100"),
+        (
+            "health.interval = \"0.5s\"",
+            "c.toml:3:19: services.sms.health.interval = \"0.5s\": must be a duration from 1s",
+        ),
+        (
+            "health = { interval = \"5s\", timeout = \"6s\" }",
+            "c.toml:3:39: services.sms.health.timeout = \"6s\": must not be longer than the interval",
+        ),
+        (
+            "health.panic_threshold = 50",
+            "c.toml:3:26: services.sms.health.panic_threshold = 50: must be a number from 0.0 to 1.0",
+        ),
+        (
+            "health.expected_status = [200, \"399-300\"]",
+            "c.toml:3:32: services.sms.health.expected_status[1] = \"399-300\": must be a status from 200 to 599",
+        ),
+        (
+            "health.expected_status = [100]",
+            "c.toml:3:27: services.sms.health.expected_status[0] = 100: must be a status",
+        ),
         ("methods = []", "c.toml:3:11: services.sms.methods = []: must have 1 to 10 elements"),
         (
             "methods = [\"get\"]",
