@@ -8,14 +8,14 @@ use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
-    Address, BreakerPolicy, Endpoint, EndpointId, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service,
-    ServiceKind, Snapshot,
+    Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service, ServiceKind,
+    Snapshot,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::config::{self, Config, CorsSettings, EndpointUrl, RateLimitSpec};
 use super::resolve::Resolved;
 
 /// The name of the control plane's own service; no other may have it.
@@ -29,6 +29,9 @@ const METRICS_PREFIX: &str = "/metrics";
 
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
 const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
+
+/// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
+const ENDPOINTS_MAX: usize = 256;
 
 /// The snapshot number `generation` of `config`, with every endpoint healthy. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
@@ -132,8 +135,10 @@ pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Auth
 pub fn redis_address(config: &Config, resolved: &Resolved) -> Option<Address> {
     match &config.redis.server.as_ref()?.address {
         EndpointUrl::Address { address, .. } => Some(Address::Tcp(*address)),
-        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).first().copied().map(Address::Tcp),
+        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).next().map(Address::Tcp),
         EndpointUrl::Unix(path) => Some(Address::Unix(path.clone())),
+        // A redis:// URL is read as a host and a port.
+        EndpointUrl::Srv { .. } => None,
     }
 }
 
@@ -173,53 +178,37 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
     }
 }
 
-/// One for each address of each URL, in the order of the configuration.
+/// One for each address of each URL, in the order of the configuration, [`ENDPOINTS_MAX`] at most.
 fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Box<[Endpoint]> {
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
-        match &spec.url {
-            EndpointUrl::Address { authority, address } => {
-                endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+        let mut add = |authority: &str, address, weight| {
+            if endpoints.len() < ENDPOINTS_MAX {
+                let endpoint = endpoint(service, authority, address, weight, labels);
+                // A name and SRV records may both lead to one backend by one name.
+                endpoints.extend(taken.insert(endpoint.id).then_some(endpoint));
             }
+        };
+        match &spec.url {
+            EndpointUrl::Address { authority, address } => add(authority, Address::Tcp(*address), spec.weight),
             EndpointUrl::Name { authority, host, port } => {
-                for address in resolved.addresses(host, *port) {
-                    endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+                resolved.addresses(host, *port).for_each(|address| add(authority, Address::Tcp(address), spec.weight));
+            }
+            EndpointUrl::Srv { name } => {
+                for target in resolved.targets(name) {
+                    add(&target.authority, Address::Tcp(target.address), target.weight);
                 }
             }
-            EndpointUrl::Unix(path) => {
-                endpoints.push(endpoint(service, spec, "localhost", Address::Unix(path.clone()), labels, &mut taken));
-            }
+            EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight),
         }
     }
     endpoints.into()
 }
 
-fn endpoint(
-    service: &config::Service,
-    spec: &EndpointSpec,
-    authority: &str,
-    address: Address,
-    labels: &Labels,
-    taken: &mut HashSet<EndpointId>,
-) -> Endpoint {
-    let mut instance = instance(&address);
-    let mut id = labels.endpoint(&service.name, &instance);
-    if !taken.insert(id) {
-        // Two names of one address are two endpoints, since each is sent another Host. The second needs an identity of its
-        // own.
-        instance = format!("{authority}/{instance}");
-        id = labels.endpoint(&service.name, &instance);
-        taken.insert(id);
-    }
-    Endpoint {
-        id,
-        instance: instance.into(),
-        authority: authority.into(),
-        address,
-        weight: spec.weight,
-        health: Health::Healthy,
-    }
+fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
+    let (id, instance) = labels.endpoint_of(&service.name, authority, &instance(&address));
+    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight, health: Health::Healthy }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.
@@ -247,6 +236,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::control::resolve::{Answer, Question, Records, Target};
+    use crate::snapshot::EndpointId;
 
     const TEXT: &str = r#"
         [server]
@@ -322,6 +313,46 @@ mod tests {
         let snapshot = build("metrics.enabled = false", &Labels::new());
         assert!(snapshot.services.iter().all(|service| &*service.prefix != METRICS_PREFIX));
         assert_eq!(snapshot.services.len(), MANAGEMENT_PREFIXES.len());
+    }
+
+    #[test]
+    fn endpoints_follow_the_names() {
+        let text = r#"
+            [services.sms]
+            prefix = "/sms"
+            endpoints = ["http://a:80", "http://b:80", "srv+http://_sms._tcp.b"]
+            auth = "none"
+        "#;
+        let config = Config::from_toml(text, "test", &[], &[]).unwrap();
+        let labels = Labels::new();
+        let hosts = |list: &[&str]| Records::Addresses(list.iter().map(|address| address.parse().unwrap()).collect());
+        let target = |address: &str, authority: &str, weight| Target {
+            address: address.parse().unwrap(),
+            authority: authority.to_owned(),
+            weight,
+        };
+        let endpoints = |a: Records, b: Records, srv: Vec<Target>| -> Vec<(String, EndpointId, u16)> {
+            let mut resolved = Resolved::default();
+            let questions =
+                [Question::Host("a".into()), Question::Host("b".into()), Question::Srv("_sms._tcp.b".into())];
+            for (question, records) in questions.into_iter().zip([a, b, Records::Targets(srv)]) {
+                resolved.learn(question, Ok(Answer { records, ttl: None }));
+            }
+            let address = Address::Unix(PathBuf::from("\0ringway-1"));
+            let snapshot = snapshot(&config, &resolved, &Arc::default(), &labels, address, 1);
+            let endpoints = snapshot.services[0].endpoints.iter();
+            endpoints.map(|endpoint| (endpoint.instance.to_string(), endpoint.id, endpoint.weight)).collect()
+        };
+        let srv = vec![target("10.0.0.1:80", "a:80", 9), target("10.0.0.4:81", "c:81", 3)];
+        let first = endpoints(hosts(&["10.0.0.1", "10.0.0.2"]), hosts(&["10.0.0.1"]), srv.clone());
+        let instances: Vec<(&str, u16)> = first.iter().map(|(instance, _, weight)| (&**instance, *weight)).collect();
+        assert_eq!(instances, [("10.0.0.1:80", 1), ("10.0.0.2:80", 1), ("b:80/10.0.0.1:80", 1), ("10.0.0.4:81", 3)]);
+        // What stays keeps its identity, whatever came or went before it.
+        let second = endpoints(hosts(&["10.0.0.9"]), hosts(&["10.0.0.1"]), vec![srv[1].clone()]);
+        assert_eq!(second[1..], first[2..]);
+
+        let many = |block: u8| Records::Addresses((0..200).map(|i| [10, block, 0, i].into()).collect());
+        assert_eq!(endpoints(many(0), many(1), srv).len(), ENDPOINTS_MAX);
     }
 
     #[test]

@@ -185,8 +185,10 @@ pub enum Level {
 /// `[discovery]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discovery {
-    /// How long after a name was resolved it is resolved again, 1 s to 24 h.
+    /// How long after a name was resolved it is resolved again at the latest, 1 s to 24 h; its TTL may ask for it earlier.
     pub dns_refresh: Duration,
+    /// The DNS servers that are asked in place of the system's; at most 8. Empty: the system's.
+    pub dns_server: Vec<SocketAddr>,
 }
 
 /// `[services.<name>]`
@@ -246,7 +248,7 @@ pub enum EndpointUrl {
         /// The same, read.
         address: SocketAddr,
     },
-    /// `http://backend.internal:9001`: resolved to all its addresses, again on a schedule.
+    /// `http://backend.internal:9001`: resolved to all its addresses, again when their TTL is over.
     Name {
         /// `backend.internal:9001`
         authority: String,
@@ -254,6 +256,12 @@ pub enum EndpointUrl {
         host: String,
         /// `9001`
         port: u16,
+    },
+    /// `srv+http://_sms._tcp.example`: resolved to the targets, ports and weights of its SRV records (RFC 2782). What a
+    /// backend is sent as `Host` is its target's name and port.
+    Srv {
+        /// `_sms._tcp.example`
+        name: String,
     },
     /// `unix:/run/app.sock`
     Unix(PathBuf),

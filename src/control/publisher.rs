@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::build;
 use super::config::{Config, HealthSettings};
-use super::resolve::Resolved;
+use super::resolve::{Plan, Resolved};
 use crate::policy::auth::{Authenticator, KeySet};
 use crate::snapshot::{Address, EndpointId, Health, Seam, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
@@ -49,6 +49,11 @@ impl Publisher {
     /// The configuration that is served.
     pub fn config(&self) -> Config {
         self.lock().config.clone()
+    }
+
+    /// The names that are asked of the DNS.
+    pub fn plan(&self) -> Plan {
+        Plan::of(&self.lock().config)
     }
 
     /// The addresses that the current snapshot was built with.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
 use super::reload::{Origin, Reloader};
-use super::{discovery, health, issuer, ledger_watch, signals};
+use super::{dns, health, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -70,7 +70,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             tokio::spawn(admin::serve(management, exposition, routes));
             tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
-            tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
+            tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
             tokio::spawn(issuer::keep_fresh(publisher, seam));
             if config.redis.server.is_some() {
                 tokio::spawn(ledger_watch::keep_watching(counters));

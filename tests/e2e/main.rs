@@ -8,6 +8,7 @@ mod clients;
 mod command_line;
 mod cors;
 mod descriptors;
+mod dns;
 mod drain;
 mod drivers;
 mod early_answers;

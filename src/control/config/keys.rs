@@ -71,6 +71,7 @@ pub const KEYS: &[&str] = &[
     "logging.sample",
     "logging.redact",
     "discovery.dns_refresh",
+    "discovery.dns_server",
     "services.*.prefix",
     "services.*.endpoints",
     "services.*.methods",

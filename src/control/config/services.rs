@@ -14,7 +14,7 @@ use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
-use super::{EndpointSpec, Service, endpoint, keys, resilience, route, tables};
+use super::{EndpointSpec, EndpointUrl, Service, endpoint, keys, resilience, route, tables};
 
 /// So many that each keeps an identity of its own in the counters over thousands of reloads.
 const SERVICES_MAX: usize = 1_024;
@@ -145,7 +145,11 @@ fn endpoint(section: Section<'_>, path: &str, node: &Node) -> Result<Option<Endp
         own.missing("url", &node.place, "where the endpoint is, such as \"http://127.0.0.1:9001\"");
     }
     let weight = own.read("weight", 1, |node| Ok(node.integer(1..=1_000)? as u16));
-    Ok(own.get("url", |node| endpoint::url(node.text()?)).map(|url| EndpointSpec { url, weight }))
+    let url = own.get("url", |node| endpoint::url(node.text()?));
+    if let (Some(EndpointUrl::Srv { .. }), Some(node)) = (&url, own.node("weight")) {
+        section.errors.reject(&own.path("weight"), node, "is what the SRV records say; remove it");
+    }
+    Ok(url.map(|url| EndpointSpec { url, weight }))
 }
 
 /// Notes every key of the table `node`, an element of an array, that is none of `known`.

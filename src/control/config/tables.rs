@@ -1,6 +1,6 @@
 //! Every table but the services': keys, defaults, ranges.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -150,8 +150,24 @@ fn level(section: Section<'_>) -> Level {
 }
 
 fn discovery(section: Section<'_>) -> Discovery {
-    Discovery { dns_refresh: section.read("dns_refresh", SECOND * 30, |node| node.duration(SECOND..=DAY)) }
+    Discovery {
+        dns_refresh: section.read("dns_refresh", SECOND * 30, |node| node.duration(SECOND..=DAY)),
+        dns_server: section
+            .list("dns_server", 0..=8, dns_server)
+            .map(|servers| servers.into_iter().map(|(server, _)| server).collect())
+            .unwrap_or_default(),
+    }
 }
+
+/// `10.0.0.2`, `10.0.0.2:53`, `[fd00::2]:53`.
+fn dns_server(node: &Node) -> Result<SocketAddr, String> {
+    let text = node.text()?;
+    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT)));
+    let problem = "must be the address of a DNS server, such as \"10.0.0.2:53\" or \"[fd00::2]:53\"";
+    address.filter(|address| address.port() > 0).ok_or_else(|| problem.to_owned())
+}
+
+const DNS_PORT: u16 = 53;
 
 /// `[limits]` over `base`: the built-in ones for the global table, the global ones for a service's.
 pub(super) fn limits(section: Section<'_>, base: &Limits) -> Limits {

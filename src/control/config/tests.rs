@@ -61,6 +61,7 @@ fn what_is_written_is_what_holds() {
         timeouts = { connect = 0.5, idle_body = "90s" }
         health = { fall = 7, slow_start = 0 }
         logging = { format = "text", level = "debug", sample = 0, redact = ["Token"] }
+        discovery = { dns_refresh = "5s", dns_server = ["10.0.0.2", "[::1]:5353"] }
         [services.z]
         prefix = "/"
         endpoints = ["http://h:1"]
@@ -86,6 +87,8 @@ fn what_is_written_is_what_holds() {
     assert_eq!(config.timeouts.connect, Duration::from_millis(500));
     assert_eq!((config.logging.format, config.level, config.logging.sample), (LogFormat::Text, Level::Debug, 0.0));
     assert_eq!(*config.logging.redact, [Box::from("token")]);
+    assert_eq!(config.discovery.dns_refresh.as_secs(), 5);
+    assert_eq!(config.discovery.dns_server, ["10.0.0.2:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
 
     let [sms, z] = config.services.as_slice() else { panic!("two services, by name") };
     assert_eq!((sms.prefix.as_str(), z.prefix.as_str()), ("/sms", "/"));

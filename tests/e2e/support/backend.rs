@@ -119,8 +119,13 @@ impl Backend {
 
     /// Answers every request with `answer`.
     pub fn answering(answer: impl Into<String>) -> Backend {
+        Backend::answering_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"), answer)
+    }
+
+    /// The same, where the test says.
+    pub fn answering_on(listener: TcpListener, answer: impl Into<String>) -> Backend {
         let answer = answer.into();
-        Backend::start(move |connection| {
+        Backend::start_on(listener, move |connection| {
             loop {
                 connection.request()?;
                 connection.send(&answer)?;
