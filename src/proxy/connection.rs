@@ -21,8 +21,8 @@ use crate::http::request;
 /// reset (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The same, while the client is still to take in what was sent.
-const LINGER_SLOW: Duration = Duration::from_secs(30);
+/// How often that time begins anew, while the client is still to take in what was sent.
+const LINGER_ROUNDS_MAX: u32 = 30;
 
 /// How many bytes of that are read.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
@@ -185,20 +185,24 @@ fn make_room(worker: &Worker, buf: &mut Vec<u8>) {
 /// connection, and the reset can overtake the answer.
 async fn linger(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) {
     client.socket.writer.finish().await;
-    // What a slow reader has not taken yet would be lost to the reset as well.
-    let is_slow = client.socket.has_undelivered();
-    client.socket.watch.read_until(worker.after(if is_slow { LINGER_SLOW } else { LINGER }));
     let mut discarded = 0;
-    while discarded < LINGER_BYTES_MAX {
+    let mut rounds = 0;
+    while discarded < LINGER_BYTES_MAX && !worker.is_stopping() {
         buf.clear();
         if buf.capacity() == 0 {
             *buf = worker.buffers.head();
         }
-        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
-        *buf = filled;
-        match result {
-            Ok(read) if read > 0 => discarded += read,
-            _ => break,
+        // A read that is given up takes its buffer and what it reads along: neither is needed.
+        let read = monoio::time::timeout(LINGER, client.socket.reader.read(std::mem::take(buf))).await;
+        match read {
+            Ok((Ok(read), filled)) if read > 0 => {
+                *buf = filled;
+                discarded += read;
+            }
+            Ok(_) => break,
+            // What a slow reader has not taken in yet would be lost to the reset as well.
+            Err(_) if rounds < LINGER_ROUNDS_MAX && client.socket.has_undelivered() => rounds += 1,
+            Err(_) => break,
         }
     }
 }

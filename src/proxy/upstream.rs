@@ -401,6 +401,7 @@ async fn receive_from(
     watch.limit_writes(false);
     // A client that goes on with its body as slowly as it likes still gets its answer.
     client_watch.read_done();
+    client_watch.stop_waiting();
     tx.upstream_answered(answer.status);
     tx.status = answer.status;
     tx.ends_at_close = answer.framing == Framing::Close;

@@ -15,7 +15,7 @@ use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
 use super::runtime::IO_URING;
 use super::transaction::Scratch;
-use super::watch::{Millis, Patience, Registry, Watch};
+use super::watch::{Millis, Patience, Registry, TICK, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
@@ -119,6 +119,7 @@ pub struct Worker {
     started: Instant,
     now: Cell<Millis>,
     ticked: Cell<Instant>,
+    ticked_at: Cell<Millis>,
     unix_at_tick: Cell<Duration>,
     tidied: Cell<Millis>,
 }
@@ -204,6 +205,7 @@ impl Worker {
             started: now,
             now: Cell::new(0),
             ticked: Cell::new(now),
+            ticked_at: Cell::new(0),
             unix_at_tick: Cell::new(unix_time()),
             tidied: Cell::new(0),
             seam: parts.seam,
@@ -300,6 +302,10 @@ impl Worker {
     pub async fn share(&self, turns: &mut u32) {
         *turns = turns.wrapping_add(1);
         if self.hogs && turns.is_multiple_of(TURNS) {
+            // A driver that always has something to do does not come to its timers.
+            if self.now().saturating_sub(self.ticked_at.get()) > 2 * TICK.as_millis() as Millis {
+                self.tick();
+            }
             let mut has_yielded = false;
             poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
                 true => Poll::Ready(()),
@@ -323,6 +329,11 @@ impl Worker {
         self.counters.connections_open.set(u64::from(self.connections.get()));
     }
 
+    /// Whether the drain's time is over.
+    pub fn is_stopping(&self) -> bool {
+        self.seam.phase() >= Phase::Stopping
+    }
+
     /// Whether answers end their connection, because the process is going down.
     pub fn is_draining(&self) -> bool {
         self.seam.phase() >= Phase::Draining
@@ -332,6 +343,7 @@ impl Worker {
     pub fn tick(&self) {
         let instant = Instant::now();
         self.set_now(instant);
+        self.ticked_at.set(self.now());
         self.ticked.set(instant);
         self.unix_at_tick.set(unix_time());
         let now = self.now();
