@@ -87,7 +87,9 @@ impl Acceptor {
 
     /// Accepts clients until the drain has emptied the queue.
     pub async fn run(&self, worker: &Rc<Worker>) {
+        let mut turns = 0;
         loop {
+            worker.share(&mut turns).await;
             while worker.connections() >= worker.connections_max {
                 worker.registry.end_idlest(worker.now(), IDLE_MIN, END_IDLE_MAX);
                 monoio::time::sleep(PAUSE).await;

@@ -11,6 +11,7 @@
 //! - [`upstream`]: the exchange with an endpoint; [`body`]: the bodies both ways; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
 //! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`]: its parts.
+//! - [`attempt`]: which endpoint, and whether another one; [`usher`]: turns on epoll.
 //! - [`descriptors`]: how many connections there can be.
 
 pub mod accept;
@@ -32,5 +33,6 @@ pub mod socket;
 pub mod transaction;
 pub mod tunnel;
 pub mod upstream;
+pub mod usher;
 pub mod watch;
 pub mod worker;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
 use super::accept::Acceptor;
+use super::usher::Usher;
 use super::watch::{Registry, TICK};
 use super::worker::{Parts, Worker};
 use crate::snapshot::Phase;
@@ -130,7 +131,13 @@ async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Res
             });
         }
     }
-    let acceptor = Rc::new(Acceptor::new(listener, running.driver == "epoll")?);
+    let is_epoll = running.driver != IO_URING;
+    if is_epoll {
+        let (usher, ushering) = Usher::new()?;
+        monoio::spawn(ushering);
+        worker.take_turns(usher);
+    }
+    let acceptor = Rc::new(Acceptor::new(listener, is_epoll)?);
     let listening = Rc::new(Cell::new(true));
     monoio::spawn({
         let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));

@@ -1,11 +1,9 @@
 //! What the connections of one core share, and nothing else shares: snapshot, pools, buffers, clock, randomness, log.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::buffers::Buffers;
@@ -13,9 +11,9 @@ use super::lane::Lane;
 use super::ledger::RedisLedger;
 use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
-use super::runtime::IO_URING;
 use super::transaction::Scratch;
-use super::watch::{Millis, Patience, Registry, TICK, Watch};
+use super::usher::Usher;
+use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
@@ -114,12 +112,10 @@ pub struct Worker {
     line: RefCell<Vec<u8>>,
     /// Renders times; its caches are the worker's.
     pub clock: RefCell<Clock>,
-    /// Whether an operation that is ready ends without leaving the turn to others, as it does on epoll.
-    hogs: bool,
+    usher: OnceCell<Rc<Usher>>,
     started: Instant,
     now: Cell<Millis>,
     ticked: Cell<Instant>,
-    ticked_at: Cell<Millis>,
     unix_at_tick: Cell<Duration>,
     tidied: Cell<Millis>,
 }
@@ -201,11 +197,10 @@ impl Worker {
             log: RefCell::new(parts.log),
             line: RefCell::new(Vec::with_capacity(4096)),
             clock: RefCell::new(Clock::default()),
-            hogs: driver != IO_URING,
+            usher: OnceCell::new(),
             started: now,
             now: Cell::new(0),
             ticked: Cell::new(now),
-            ticked_at: Cell::new(0),
             unix_at_tick: Cell::new(unix_time()),
             tidied: Cell::new(0),
             seam: parts.seam,
@@ -298,24 +293,19 @@ impl Worker {
     }
 
     /// To be called by whatever repeats as long as its peers keep it busy: every so many turns it lets the others have theirs.
-    /// On io_uring each operation does that already; on epoll one connection could keep the worker to itself.
     pub async fn share(&self, turns: &mut u32) {
         *turns = turns.wrapping_add(1);
-        if self.hogs && turns.is_multiple_of(TURNS) {
-            // A driver that always has something to do does not come to its timers.
-            if self.now().saturating_sub(self.ticked_at.get()) > 2 * TICK.as_millis() as Millis {
-                self.tick();
-            }
-            let mut has_yielded = false;
-            poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
-                true => Poll::Ready(()),
-                false => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-            })
-            .await;
+        if turns.is_multiple_of(TURNS)
+            && let Some(usher) = self.usher.get()
+        {
+            usher.wait().await;
         }
+    }
+
+    /// Has everybody take turns. Without it, who is always busy is always first.
+    pub fn take_turns(&self, usher: Rc<Usher>) {
+        // There is one for as long as the worker runs.
+        let _ = self.usher.set(usher);
     }
 
     /// Open client connections.
@@ -343,7 +333,7 @@ impl Worker {
     pub fn tick(&self) {
         let instant = Instant::now();
         self.set_now(instant);
-        self.ticked_at.set(self.now());
+
         self.ticked.set(instant);
         self.unix_at_tick.set(unix_time());
         let now = self.now();
