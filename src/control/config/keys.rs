@@ -34,6 +34,8 @@ pub const KEYS: &[&str] = &[
     "logging.level",
     "logging.sample",
     "logging.redact",
+    "admin.key_hash",
+    "discovery.allow",
     "discovery.dns_refresh",
     "services.*.prefix",
     "services.*.endpoints",

@@ -10,7 +10,7 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
+use super::{Config, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
@@ -28,6 +28,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         knows_clients: credentials::is_any_configured(clients),
         rate_limits: &rate_limits,
         cors: &cors,
+        takes_instances: table("admin").node("key_hash").is_some(),
     };
     let services = services::services(table("services"), &global);
     Config {
@@ -36,7 +37,8 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         metrics: metrics(table("metrics")),
         logging: logging(table("logging")),
         level: level(table("logging")),
-        discovery: discovery(table("discovery")),
+        admin: super::admin::admin(table("admin")),
+        discovery: super::admin::discovery(table("discovery")),
         redis: limits::redis(table("redis")),
         ipv6_prefix: limiting.read("ipv6_prefix", 64, |node| Ok(node.integer(32..=128)? as u8)),
         memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
@@ -82,7 +84,8 @@ fn workers(node: &Node) -> Result<Workers, String> {
     node.integer(1..=1_024).map(|count| Workers::Count(count as usize)).map_err(problem)
 }
 
-fn network(node: &Node) -> Result<IpNet, String> {
+/// A network, its host bits zero, or an address.
+pub(super) fn network(node: &Node) -> Result<IpNet, String> {
     let text = node.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network
@@ -138,10 +141,6 @@ fn level(section: Section<'_>) -> Level {
     section.read("level", Level::Info, |node| {
         node.choice(&[("error", Level::Error), ("warn", Level::Warn), ("info", Level::Info), ("debug", Level::Debug)])
     })
-}
-
-fn discovery(section: Section<'_>) -> Discovery {
-    Discovery { dns_refresh: section.read("dns_refresh", SECOND * 30, |node| node.duration(SECOND..=DAY)) }
 }
 
 /// `[limits]` over `base`: the built-in ones for the global table, the global ones for a service's.
