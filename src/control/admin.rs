@@ -1,5 +1,7 @@
 //! The management endpoints: an ordinary HTTP service behind the workers, on a socket that only this process can reach.
 
+mod instances;
+
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -16,6 +19,7 @@ use axum::serve::Listener;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::registry::Registry;
 use crate::snapshot::Address;
 use crate::telemetry::exposition::{Exposition, Format};
 
@@ -35,7 +39,7 @@ pub fn bind() -> io::Result<(Management, Address)> {
 }
 
 /// Answers management requests for as long as the control thread runs.
-pub async fn serve(management: Management, exposition: Exposition) {
+pub async fn serve(management: Management, exposition: Exposition, registry: Arc<Registry>) {
     let listener = match UnixListener::from_std(management.0) {
         Ok(listener) => OwnProcess(listener),
         Err(error) => {
@@ -43,16 +47,17 @@ pub async fn serve(management: Management, exposition: Exposition) {
             return;
         }
     };
-    if let Err(error) = axum::serve(listener, router(Arc::new(exposition))).await {
+    if let Err(error) = axum::serve(listener, router(Arc::new(exposition), registry)).await {
         tracing::error!(%error, "the management endpoints ended");
     }
 }
 
-fn router(exposition: Arc<Exposition>) -> Router {
+fn router(exposition: Arc<Exposition>, registry: Arc<Registry>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics).fallback(method_not_allowed))
-        .fallback(not_found)
+        .route("/metrics", get(metrics).fallback(|request| method_not_allowed("GET, HEAD", request)))
         .with_state(exposition)
+        .merge(instances::routes(registry))
+        .fallback(not_found)
 }
 
 /// Accepts connections of this process alone: an abstract name can be connected to by anybody on the host.
@@ -91,15 +96,20 @@ async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) 
     }
 }
 
-async fn method_not_allowed(request: Request) -> Response {
+async fn method_not_allowed(allow: &'static str, request: Request) -> Response {
     let detail = "This path does not take this method; see the Allow header field.";
-    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, &request);
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, &request.into_parts().0);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     answer
 }
 
 async fn not_found(request: Request) -> Response {
-    problem(StatusCode::NOT_FOUND, "no_route", "There is no such management endpoint. Check the URL.", &request)
+    problem(
+        StatusCode::NOT_FOUND,
+        "no_route",
+        "There is no such management endpoint. Check the URL.",
+        &request.into_parts().0,
+    )
 }
 
 /// A problem document (RFC 9457), as the workers write them.
@@ -115,14 +125,14 @@ struct Problem<'a> {
     request_id: &'a str,
 }
 
-fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Request) -> Response {
-    let request_id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Parts) -> Response {
+    let request_id = request.headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let document = Problem {
         kind: format!("urn:ringway:problem:{reason}"),
         title: status.canonical_reason().unwrap_or("Unknown"),
         status: status.as_u16(),
         detail,
-        instance: request.uri().path(),
+        instance: request.uri.path(),
         reason,
         request_id,
     };
@@ -141,6 +151,8 @@ mod tests {
 
     use super::*;
     use crate::control::build;
+    use crate::control::publisher::publisher_of;
+    use crate::control::registry::book::Book;
     use crate::telemetry::counters::Shape;
     use crate::telemetry::exposition::Progress;
     use crate::telemetry::labels::Labels;
@@ -154,9 +166,10 @@ mod tests {
         let (management, address) = bind().expect("a socket");
         std::thread::spawn(move || {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
+            let registry = Arc::new(Registry::new(publisher_of(""), Book::default()));
             let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
             let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
-            super::super::thread::block_on(serve(management, exposition))
+            super::super::thread::block_on(serve(management, exposition, registry))
         });
         name_of(&address)
     }

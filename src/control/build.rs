@@ -12,7 +12,9 @@ use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::config::{self, Allowed, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::registry::instance::Registered;
+use super::registry::validate;
 use super::resolve::Resolved;
 
 /// The name of the control plane's own service; no other may have it.
@@ -25,21 +27,24 @@ const MANAGEMENT_PREFIXES: [&str; 4] = ["/docs", "/openapi.json", "/dashboard", 
 const METRICS_PREFIX: &str = "/metrics";
 
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
-const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
+pub const MANAGEMENT_BODY_BYTES: u64 = 16 << 10;
 
 /// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
 pub fn snapshot(
     config: &Config,
     resolved: &Resolved,
+    registered: &Registered,
     authenticator: &Arc<Authenticator>,
     labels: &Labels,
     management: Address,
     generation: u64,
 ) -> Snapshot {
     let configured = config.services.iter().map(|service| {
-        let endpoints = endpoints(service, resolved, labels);
-        (own_service(service, endpoints, labels), service.hosts.clone())
+        let allow = config.discovery.allow.as_deref();
+        let mut endpoints = endpoints(service, resolved, labels);
+        add_registered(&mut endpoints, service, registered.of(&service.name), allow, resolved, labels);
+        (own_service(service, endpoints.into(), labels), service.hosts.clone())
     });
     let endpoint = management_endpoint(management, labels);
     let metrics = config.metrics.enabled.then_some(METRICS_PREFIX);
@@ -164,7 +169,7 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
 }
 
 /// One for each address of each URL, in the order of the configuration.
-fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Box<[Endpoint]> {
+fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Vec<Endpoint> {
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
@@ -182,7 +187,35 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
             }
         }
     }
-    endpoints.into()
+    endpoints
+}
+
+/// One for each address that no endpoint has yet, of each of the `registered` instances, as far as they may be there.
+fn add_registered(
+    endpoints: &mut Vec<Endpoint>,
+    service: &config::Service,
+    registered: &[EndpointSpec],
+    allow: Option<&[Allowed]>,
+    resolved: &Resolved,
+    labels: &Labels,
+) {
+    let mut known: HashSet<Address> = endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
+    let mut taken = endpoints.iter().map(|endpoint| endpoint.id).collect();
+    for spec in registered {
+        let (authority, addresses) = match &spec.url {
+            EndpointUrl::Address { authority, address } => (authority.as_str(), vec![Address::Tcp(*address)]),
+            EndpointUrl::Name { authority, host, port } => {
+                let found = resolved.addresses(host, *port).iter();
+                (authority.as_str(), found.copied().map(Address::Tcp).collect())
+            }
+            EndpointUrl::Unix(path) => ("localhost", vec![Address::Unix(path.clone())]),
+        };
+        for address in addresses {
+            if validate::permits(&spec.url, &address, allow) && known.insert(address.clone()) {
+                endpoints.push(endpoint(service, spec, authority, address, labels, &mut taken));
+            }
+        }
+    }
 }
 
 fn endpoint(
@@ -221,15 +254,21 @@ fn instance(address: &Address) -> String {
 pub(crate) fn seam_without_services(workers: usize, generation: u64) -> Arc<crate::snapshot::Seam> {
     let management = Address::Unix("\0test".into());
     let (config, resolved) = (Config::default(), Resolved::default());
-    let first = snapshot(&config, &resolved, &Arc::default(), &Labels::new(), management, generation);
+    let first =
+        snapshot(&config, &resolved, &Registered::default(), &Arc::default(), &Labels::new(), management, generation);
     Arc::new(crate::snapshot::Seam::new(first, workers))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::control::registry::book::Book;
+    use crate::control::registry::instance::Instance;
+    use crate::control::resolve::resolve_also;
 
     const TEXT: &str = r#"
         [server]
@@ -254,10 +293,22 @@ mod tests {
     "#;
 
     fn build(text: &str, labels: &Labels) -> Snapshot {
+        build_with(text, &Registered::default(), labels)
+    }
+
+    fn build_with(text: &str, registered: &Registered, labels: &Labels) -> Snapshot {
         let config = Config::from_toml(text, "test", &[], &[]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let resolved = runtime.block_on(crate::control::resolve::resolve(&config, &Resolved::default()));
-        snapshot(&config, &resolved, &Arc::default(), labels, Address::Unix(PathBuf::from("\0ringway-1")), 7)
+        let resolved = runtime.block_on(resolve_also(&config, registered.names(), &Resolved::default()));
+        snapshot(
+            &config,
+            &resolved,
+            registered,
+            &Arc::default(),
+            labels,
+            Address::Unix(PathBuf::from("\0ringway-1")),
+            7,
+        )
     }
 
     #[test]
@@ -298,6 +349,32 @@ mod tests {
         assert_eq!(&*management.endpoints[0].instance, "unix:@ringway-1");
         assert_eq!(&*management.endpoints[0].authority, "localhost");
         assert_eq!(management.limits.body_bytes, MANAGEMENT_BODY_BYTES);
+    }
+
+    #[test]
+    fn registered_instances_stand_beside_configured_ones() {
+        let labels = Labels::new();
+        let mut book = Book::default();
+        let (localhost, ip, socket) = ("http://localhost:9001", "http://127.0.0.1:9001", "unix:/run/sms.sock");
+        for url in [ip, localhost, "http://localhost:9002", "http://127.0.0.1:9002", "http://10.0.0.1:9001", socket] {
+            let instance =
+                Instance { url: config::parse_endpoint(url).unwrap(), weight: 7, ttl: Duration::from_secs(5) };
+            book.put("sms", instance, Instant::now());
+        }
+        let check = |allow: &str, expected: &[&str]| {
+            let own = format!("discovery.allow = {allow}").replace("discovery.allow = none", "");
+            let snapshot = build_with(&format!("{own}\n{TEXT}"), &book.registered(), &labels);
+            let sms = &snapshot.services[1].endpoints;
+            let added: BTreeSet<String> = sms[3..].iter().map(|endpoint| format!("{:?}", endpoint.address)).collect();
+            assert_eq!(added.len(), sms.len() - 3, "{allow}: no address twice");
+            let expected = expected.iter().map(|address| format!("Tcp({address})")).collect();
+            assert_eq!(added, expected, "{allow}");
+            assert!(sms[3..].iter().all(|endpoint| endpoint.weight == 7));
+        };
+        check("none", &["127.0.0.1:9002", "10.0.0.1:9001"]);
+        check("[\"localhost\"]", &["127.0.0.1:9002"]);
+        check("[\"10.0.0.0/8\"]", &["10.0.0.1:9001"]);
+        check("[\"*.localhost\"]", &[]);
     }
 
     #[test]

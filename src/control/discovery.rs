@@ -10,9 +10,12 @@ use super::resolve;
 pub async fn keep_resolving(publisher: Arc<Publisher>) {
     loop {
         let config = publisher.config();
-        tokio::time::sleep(config.discovery.dns_refresh).await;
-        let known = publisher.resolved();
-        let resolved = resolve::resolve(&config, &known).await;
+        tokio::select! {
+            () = tokio::time::sleep(config.discovery.dns_refresh) => {}
+            () = publisher.names_wanted() => {}
+        }
+        let (known, also) = publisher.read(|current| (current.resolved.clone(), current.registered.names()));
+        let resolved = resolve::resolve_also(&config, also, &known).await;
         for failure in resolved.failures().iter().filter(|failure| !known.failures().contains(failure)) {
             tracing::warn!(%failure, "a name does not resolve; its last addresses stay in use");
         }

@@ -1,8 +1,8 @@
 //! The control plane: one thread, one tokio runtime, everything that is not a request.
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
-//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`discovery`], [`issuer`] and
-//!   [`ledger_watch`] are its tasks, and
+//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`discovery`], [`registry`],
+//!   [`issuer`] and [`ledger_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
 pub mod admin;
@@ -13,6 +13,7 @@ pub mod issuer;
 pub mod jwks;
 pub mod ledger_watch;
 pub mod publisher;
+pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod signals;

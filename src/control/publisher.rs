@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::build;
 use super::config::Config;
+use super::registry::instance::Registered;
 use super::resolve::Resolved;
 use crate::policy::auth::{Authenticator, KeySet};
 use crate::snapshot::{Address, Seam};
@@ -16,6 +17,7 @@ use crate::telemetry::labels::Labels;
 pub struct Publisher {
     ingredients: Mutex<Ingredients>,
     config_changed: watch::Sender<()>,
+    names_wanted: Notify,
 }
 
 /// What a snapshot is built of.
@@ -25,6 +27,8 @@ pub struct Ingredients {
     pub config: Config,
     /// The addresses that the current snapshot was built with.
     pub resolved: Resolved,
+    /// The instances that registered themselves, beside the configured ones.
+    pub registered: Registered,
     /// The keys that were fetched from their issuer, beside the configured ones.
     pub fetched_keys: KeySet,
     /// Who knows every credential that is good.
@@ -40,12 +44,26 @@ pub struct Ingredients {
 impl Publisher {
     /// Goes on from what the current snapshot was built of.
     pub fn new(ingredients: Ingredients) -> Publisher {
-        Publisher { ingredients: Mutex::new(ingredients), config_changed: watch::Sender::new(()) }
+        Publisher {
+            ingredients: Mutex::new(ingredients),
+            config_changed: watch::Sender::new(()),
+            names_wanted: Notify::new(),
+        }
     }
 
     /// The configuration that is served.
     pub fn config(&self) -> Config {
         self.lock().config.clone()
+    }
+
+    /// What `read` takes from the ingredients, which it must not hold up.
+    pub fn read<T>(&self, read: impl FnOnce(&Ingredients) -> T) -> T {
+        read(&self.lock())
+    }
+
+    /// Waits until a name is wanted that the current snapshot has no addresses of.
+    pub async fn names_wanted(&self) {
+        self.names_wanted.notified().await;
     }
 
     /// The addresses that the current snapshot was built with.
@@ -59,13 +77,14 @@ impl Publisher {
     }
 
     /// Takes a configuration and the addresses of its names. Returns the generation.
-    pub fn set_config(&self, config: Config, resolved: Resolved) -> u64 {
+    pub fn set_config(&self, config: Config, mut resolved: Resolved) -> u64 {
         let mut current = self.lock();
         let (new, old) = (&config.auth, &current.config.auth);
         if new.jwks_url != old.jwks_url || new.algorithms != old.algorithms {
             // Another issuer's word.
             current.fetched_keys = KeySet::default();
         }
+        resolved.keep(&current.registered.names(), &current.resolved);
         current.config = config;
         current.resolved = resolved;
         let generation = current.publish_credentials();
@@ -74,11 +93,25 @@ impl Publisher {
     }
 
     /// Takes newly resolved addresses. Returns the generation, where they differ and so were published.
-    pub fn set_resolved(&self, resolved: Resolved) -> Option<u64> {
+    pub fn set_resolved(&self, mut resolved: Resolved) -> Option<u64> {
         let mut current = self.lock();
+        resolved.keep(&current.registered.names(), &current.resolved);
         let is_change = !resolved.same_addresses(&current.resolved);
         current.resolved = resolved;
         is_change.then(|| current.publish())
+    }
+
+    /// Takes the instances that registered themselves. Returns the generation, where they differ and so were published.
+    pub fn set_registered(&self, registered: Registered) -> Option<u64> {
+        let mut current = self.lock();
+        if current.registered == registered {
+            return None;
+        }
+        current.registered = registered;
+        if current.registered.names().iter().any(|(host, port)| current.resolved.addresses(host, *port).is_empty()) {
+            self.names_wanted.notify_one();
+        }
+        Some(current.publish())
     }
 
     /// Takes the keys that tokens are signed with from now on, beside the configured ones. Returns the generation.
@@ -107,6 +140,7 @@ impl Ingredients {
         self.seam.publish(build::snapshot(
             &self.config,
             &self.resolved,
+            &self.registered,
             &self.authenticator,
             &self.labels,
             address,
@@ -114,4 +148,20 @@ impl Ingredients {
         ));
         generation
     }
+}
+
+/// A publisher that tests begin with: the configuration in `text`, and nothing of what it names looked up.
+#[cfg(test)]
+pub(crate) fn publisher_of(text: &str) -> Arc<Publisher> {
+    let config = Config::from_toml(text, "test", &[], &[]).unwrap_or_else(|errors| panic!("{errors}"));
+    Arc::new(Publisher::new(Ingredients {
+        authenticator: build::authenticator(&config, KeySet::default(), 1),
+        config,
+        resolved: Resolved::default(),
+        registered: Registered::default(),
+        fetched_keys: KeySet::default(),
+        labels: Arc::new(Labels::new()),
+        seam: build::seam_without_services(1, 1),
+        management_address: Address::Unix("\0test".into()),
+    }))
 }

@@ -38,6 +38,15 @@ impl Resolved {
         &self.failures
     }
 
+    /// Takes what `other` knows of those `names` that were not looked up here.
+    pub fn keep(&mut self, names: &BTreeSet<(String, u16)>, other: &Resolved) {
+        for name in names {
+            if let (None, Some(addresses)) = (self.addresses.get(name), other.addresses.get(name)) {
+                self.addresses.insert(name.clone(), addresses.clone());
+            }
+        }
+    }
+
     /// Whether every name stands for what it did in `other`: then no new snapshot is needed.
     pub fn same_addresses(&self, other: &Resolved) -> bool {
         self.addresses == other.addresses
@@ -73,19 +82,33 @@ type Answer = Result<Vec<SocketAddr>, String>;
 /// Resolves every name of `config`, all at once; takes 5 s at most. Names that `config` no longer has are forgotten.
 /// Must run within a tokio runtime.
 pub async fn resolve(config: &Config, previous: &Resolved) -> Resolved {
+    resolve_also(config, BTreeSet::new(), previous).await
+}
+
+/// The same, with further `also`: names of instances that registered themselves.
+pub async fn resolve_also(config: &Config, mut also: BTreeSet<(String, u16)>, previous: &Resolved) -> Resolved {
+    also.append(&mut names(config));
     let mut lookups: JoinSet<((String, u16), Answer)> = JoinSet::new();
-    for (host, port) in names(config) {
+    for (host, port) in also {
         lookups.spawn(async move {
-            let answer = match timeout(LOOKUP_TIMEOUT, lookup_host((host.as_str(), port))).await {
-                Ok(Ok(addresses)) => Ok(addresses.collect()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
-            };
+            let answer = lookup(&host, port).await;
             ((host, port), answer)
         });
     }
     let answers: BTreeMap<(String, u16), Answer> = lookups.join_all().await.into_iter().collect();
     Resolved::gather(answers, previous)
+}
+
+/// The addresses of one name; takes 5 s at most.
+///
+/// # Errors
+/// Why there is none.
+pub async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    match timeout(LOOKUP_TIMEOUT, lookup_host((host, port))).await {
+        Ok(Ok(addresses)) => Ok(addresses.collect()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
+    }
 }
 
 fn names(config: &Config) -> BTreeSet<(String, u16)> {

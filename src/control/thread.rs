@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
+use super::registry::Registry;
+use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
 use super::{discovery, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
@@ -30,6 +32,8 @@ pub struct Parts {
     pub management: Management,
     /// What the first snapshot was built of.
     pub ingredients: Ingredients,
+    /// The instances that registered themselves, as far as they are known already.
+    pub registered: Book,
     /// Where the configuration comes from; `None` for one that cannot be read again.
     pub origin: Option<Origin>,
     /// Counts what becomes of changed configurations.
@@ -57,7 +61,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, exposition, management, ingredients, origin, reloads } = parts;
+            let Parts { seam, counters, exposition, management, ingredients, registered, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
@@ -65,7 +69,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let (reload, reload_asked) = mpsc::channel(1);
             tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
             tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
-            tokio::spawn(admin::serve(management, exposition));
+            let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
+            tokio::spawn(Arc::clone(&registry).keep());
+            tokio::spawn(admin::serve(management, exposition, registry));
             tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
             tokio::spawn(issuer::keep_fresh(publisher, seam));
             if config.redis.server.is_some() {

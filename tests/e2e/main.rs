@@ -22,6 +22,7 @@ mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
 mod refusals;
+mod registration;
 mod reload;
 mod routing;
 mod slow;
