@@ -14,7 +14,7 @@ use ringway::http::response::{self, Asked, Replaces, Returning};
 use ringway::policy::access_log::{self, AccessRecord, Clock};
 use ringway::snapshot::{LogFormat, RouteId};
 use ringway::telemetry::counters::{Counters, Shape};
-use ringway::traffic::balance::{Algorithm, Balancer};
+use ringway::traffic::balance::{Algorithm, Balancer, FULL_SHARE};
 use ringway::traffic::path;
 use ringway::traffic::route::{RouteSpec, RouteTable};
 
@@ -111,7 +111,7 @@ fn decisions(c: &mut Criterion) {
         c.bench_function(&format!("balance over 4: {algorithm:?}"), |b| {
             b.iter(|| {
                 draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                balancer.pick(draw, |_| true, |index| index as u32)
+                balancer.pick(draw, |_| true, |_| FULL_SHARE, |index| index as u32)
             });
         });
     }
@@ -138,6 +138,7 @@ fn records(c: &mut Criterion) {
         user: "",
         rate_limited: false,
         retries: 0,
+        tried: &[],
         breaker: "",
         error: None,
     };

@@ -132,7 +132,7 @@ pub fn config(backends: &[Backend], credentials: &Credentials, port: u16) -> Str
         // Writing to a string cannot fail.
         let _ = write!(
             toml,
-            "\n[services.{name}]\nprefix = \"/api/v1/{name}\"\nendpoints = [{}]\nload_balancing = \"{}\"\nauth = \"{}\"\n",
+            "\n[services.{name}]\nprefix = \"/api/v1/{name}\"\nendpoints = [{}]\nhealth_path = \"/health\"\nload_balancing = \"{}\"\nauth = \"{}\"\n",
             urls.join(", "),
             if kind == Kind::Llm { "least_connections" } else { "round_robin" },
             if kind == Kind::Auth { "none" } else { "required" },

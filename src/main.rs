@@ -2,6 +2,7 @@
 //!
 //! configuration → snapshot → listeners → workers → control thread → signals → drain
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -256,11 +257,8 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let (management, management_address) = admin::bind().context("cannot open the management socket")?;
     let resolved = control::block_on(resolve::resolve(config, &resolve::Resolved::default()))?;
     let registered = control::block_on(registry::known(config, &resolved))?;
-    let names = registered.registered().names();
-    let resolved = match names.is_empty() {
-        true => resolved,
-        false => control::block_on(resolve::resolve_also(config, names, &resolved))?,
-    };
+    let plan = resolve::Plan::of(config, &registered.registered());
+    let resolved = control::block_on(resolve::resolve_plan(plan, &resolved))?;
     for failure in resolved.failures() {
         tracing::warn!(%failure, "a backend's name does not resolve; its service answers 503 until it does");
     }
@@ -355,6 +353,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             labels,
             seam: Arc::clone(&seam),
             management_address,
+            health: HashMap::new(),
         },
         registered,
         origin,

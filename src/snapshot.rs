@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -18,6 +18,8 @@ use crate::http::method::MethodSet;
 use crate::policy::auth::{Authenticator, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::traffic::balance::Algorithm;
+use crate::traffic::breaker::BreakerSettings;
+use crate::traffic::retry::RetrySettings;
 use crate::traffic::route::RouteTable;
 use crate::traffic::window::Limit;
 
@@ -67,8 +69,14 @@ pub struct Service {
     pub methods: MethodSet,
     /// How an endpoint is chosen.
     pub load_balancing: Algorithm,
+    /// What the endpoints' health means for them.
+    pub health: HealthPolicy,
     /// Where requests go. May be empty (a name that does not resolve): requests are answered 503.
     pub endpoints: Box<[Endpoint]>,
+    /// When an endpoint gets no more requests from a worker.
+    pub breaker: BreakerPolicy,
+    /// When a request goes to another endpoint.
+    pub retry: RetryPolicy,
     /// The service's own, the global ones where it names none.
     pub timeouts: Timeouts,
     /// The service's own, the global ones where it names none.
@@ -133,6 +141,115 @@ pub struct Endpoint {
     pub address: Address,
     /// Its share of the requests relative to its siblings', 1 to 1,000.
     pub weight: u16,
+    /// What the health checks say about it.
+    pub health: Health,
+}
+
+/// What the health checks say about an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// It was never found to be otherwise, or is not checked.
+    #[default]
+    Healthy,
+    /// It was unhealthy and has been healthy again since then: it starts slowly.
+    Returned(Instant),
+    /// It gets no requests.
+    Unhealthy,
+}
+
+/// What the health of a service's endpoints means for its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthPolicy {
+    /// The share of healthy endpoints, in thousandths, below which health is ignored and all are used. 0: never; requests
+    /// are answered 503 while no endpoint is healthy.
+    pub panic_threshold: u16,
+    /// How long the weight of an endpoint that has come back grows until it is whole again; zero: it is so at once.
+    pub slow_start: Duration,
+}
+
+impl HealthPolicy {
+    /// Of a service that is not checked.
+    pub const NONE: HealthPolicy = HealthPolicy { panic_threshold: 0, slow_start: Duration::ZERO };
+}
+
+/// `[circuit_breaker]`, and `[services.<name>.circuit_breaker]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BreakerPolicy {
+    /// When it opens and closes.
+    pub settings: BreakerSettings,
+    /// Answers with these statuses count as failures, beside those that never came.
+    pub failure_statuses: Box<[StatusRange]>,
+}
+
+impl BreakerPolicy {
+    /// Every endpoint always gets requests.
+    pub fn off() -> BreakerPolicy {
+        let settings = BreakerSettings {
+            enabled: false,
+            failure_threshold: u32::MAX,
+            failure_ratio: None,
+            minimum_requests: u32::MAX,
+            window: Duration::from_secs(1),
+            open_for: Duration::from_secs(1),
+            open_for_max: Duration::from_secs(1),
+            half_open_requests: 1,
+        };
+        BreakerPolicy { settings, failure_statuses: Box::new([]) }
+    }
+
+    /// Whether an answer with `status` counts as a failure.
+    pub fn is_failure(&self, status: u16) -> bool {
+        self.failure_statuses.iter().any(|range| range.contains(status))
+    }
+}
+
+/// `[retry]`, and `[services.<name>.retry]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// How often, and how soon.
+    pub settings: RetrySettings,
+    /// Answers with these statuses are not passed on while another endpoint may answer.
+    pub statuses: Box<[StatusRange]>,
+    /// How long a try may take to the head of its answer, where another may follow; `None`: as long as the last one.
+    pub try_timeout: Option<Duration>,
+    /// A request's body up to so many bytes is gathered before it is sent, so that it can be sent again; 0: none is.
+    pub body_bytes: usize,
+}
+
+impl RetryPolicy {
+    /// One try.
+    pub fn off() -> RetryPolicy {
+        let settings = RetrySettings {
+            enabled: false,
+            attempts: 1,
+            budget: 0.0,
+            budget_minimum: 0,
+            backoff: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+        };
+        RetryPolicy { settings, statuses: Box::new([]), try_timeout: None, body_bytes: 0 }
+    }
+
+    /// Whether another endpoint's answer is better than one with `status`.
+    pub fn is_retried(&self, status: u16) -> bool {
+        self.statuses.iter().any(|range| range.contains(status))
+    }
+}
+
+/// Statuses from `first` to `last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest, itself one of them.
+    pub last: u16,
+}
+
+impl StatusRange {
+    /// Whether `status` is one of them.
+    pub fn contains(&self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
 }
 
 /// Where to connect: always resolved, since a worker never looks up a name.

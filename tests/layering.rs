@@ -59,6 +59,10 @@ fn pure_modules_are_pure() {
     for part in ["http", "policy", "traffic", "redis/ledger", "redis/resp", "redis/script"] {
         check_absent(part, &impure);
     }
+    // What the control plane does with the answers of the DNS.
+    for part in ["control/resolve/names", "control/resolve/srv"] {
+        check_absent(part, &impure);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The management endpoints: an ordinary HTTP service behind the workers, on a socket that only this process can reach.
 
-mod instances;
+pub mod health;
+pub mod instances;
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -11,15 +12,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::registry::Registry;
 use crate::snapshot::Address;
 use crate::telemetry::exposition::{Exposition, Format};
 
@@ -38,8 +37,8 @@ pub fn bind() -> io::Result<(Management, Address)> {
     Ok((Management(listener), Address::Unix(PathBuf::from(format!("\0{name}")))))
 }
 
-/// Answers management requests for as long as the control thread runs.
-pub async fn serve(management: Management, exposition: Exposition, registry: Arc<Registry>) {
+/// Answers management requests for as long as the control thread runs: the metrics, and what is under `routes`.
+pub async fn serve(management: Management, exposition: Exposition, routes: Router) {
     let listener = match UnixListener::from_std(management.0) {
         Ok(listener) => OwnProcess(listener),
         Err(error) => {
@@ -47,16 +46,16 @@ pub async fn serve(management: Management, exposition: Exposition, registry: Arc
             return;
         }
     };
-    if let Err(error) = axum::serve(listener, router(Arc::new(exposition), registry)).await {
+    if let Err(error) = axum::serve(listener, router(Arc::new(exposition), routes)).await {
         tracing::error!(%error, "the management endpoints ended");
     }
 }
 
-fn router(exposition: Arc<Exposition>, registry: Arc<Registry>) -> Router {
+fn router(exposition: Arc<Exposition>, routes: Router) -> Router {
     Router::new()
-        .route("/metrics", get(metrics).fallback(|request| method_not_allowed("GET, HEAD", request)))
+        .route("/metrics", get(metrics).fallback(method_not_allowed))
         .with_state(exposition)
-        .merge(instances::routes(registry))
+        .merge(routes)
         .fallback(not_found)
 }
 
@@ -96,20 +95,20 @@ async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) 
     }
 }
 
-async fn method_not_allowed(allow: &'static str, request: Request) -> Response {
+async fn method_not_allowed(request: Request) -> Response {
+    allow_only("GET, HEAD", &request)
+}
+
+/// 405, with the methods that there are.
+fn allow_only(methods: &'static str, request: &Request) -> Response {
     let detail = "This path does not take this method; see the Allow header field.";
-    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, &request.into_parts().0);
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, request);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     answer
 }
 
 async fn not_found(request: Request) -> Response {
-    problem(
-        StatusCode::NOT_FOUND,
-        "no_route",
-        "There is no such management endpoint. Check the URL.",
-        &request.into_parts().0,
-    )
+    problem(StatusCode::NOT_FOUND, "no_route", "There is no such management endpoint. Check the URL.", &request)
 }
 
 /// A problem document (RFC 9457), as the workers write them.
@@ -125,14 +124,19 @@ struct Problem<'a> {
     request_id: &'a str,
 }
 
-fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Parts) -> Response {
-    let request_id = request.headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Request) -> Response {
+    problem_about(status, reason, detail, request.headers(), request.uri())
+}
+
+/// The same, about a request that was taken apart.
+fn problem_about(status: StatusCode, reason: &'static str, detail: &str, headers: &HeaderMap, uri: &Uri) -> Response {
+    let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let document = Problem {
         kind: format!("urn:ringway:problem:{reason}"),
         title: status.canonical_reason().unwrap_or("Unknown"),
         status: status.as_u16(),
         detail,
-        instance: request.uri.path(),
+        instance: uri.path(),
         reason,
         request_id,
     };
@@ -151,8 +155,6 @@ mod tests {
 
     use super::*;
     use crate::control::build;
-    use crate::control::publisher::publisher_of;
-    use crate::control::registry::book::Book;
     use crate::telemetry::counters::Shape;
     use crate::telemetry::exposition::Progress;
     use crate::telemetry::labels::Labels;
@@ -166,10 +168,9 @@ mod tests {
         let (management, address) = bind().expect("a socket");
         std::thread::spawn(move || {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
-            let registry = Arc::new(Registry::new(publisher_of(""), Book::default()));
             let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
             let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
-            super::super::thread::block_on(serve(management, exposition, registry))
+            super::super::thread::block_on(serve(management, exposition, Router::new()))
         });
         name_of(&address)
     }

@@ -7,12 +7,16 @@ use std::sync::Arc;
 use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
-use crate::snapshot::{Address, Endpoint, EndpointId, Limits, RateLimit, Service, ServiceKind, Snapshot};
+use crate::snapshot::{
+    Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service, ServiceKind,
+    Snapshot,
+};
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
 use super::config::{self, Allowed, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::registry::book::INSTANCES_MAX;
 use super::registry::instance::Registered;
 use super::registry::validate;
 use super::resolve::Resolved;
@@ -29,7 +33,10 @@ const METRICS_PREFIX: &str = "/metrics";
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
 pub const MANAGEMENT_BODY_BYTES: u64 = 16 << 10;
 
-/// The snapshot number `generation` of `config`. `management` is where the control plane listens for the requests that it
+/// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
+const ENDPOINTS_MAX: usize = 256;
+
+/// The snapshot number `generation` of `config`, with every endpoint healthy. `management` is where the control plane listens for the requests that it
 /// answers itself: they are routed as to any other service, one [`Service`] for each prefix.
 pub fn snapshot(
     config: &Config,
@@ -87,7 +94,10 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         route: labels.route(&service.prefix),
         methods: service.methods,
         load_balancing: service.load_balancing,
+        health: service.health.policy(),
         endpoints,
+        breaker: service.breaker.clone(),
+        retry: service.retry.clone(),
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
         auth: service.auth,
@@ -131,8 +141,10 @@ pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Auth
 pub fn redis_address(config: &Config, resolved: &Resolved) -> Option<Address> {
     match &config.redis.server.as_ref()?.address {
         EndpointUrl::Address { address, .. } => Some(Address::Tcp(*address)),
-        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).first().copied().map(Address::Tcp),
+        EndpointUrl::Name { host, port, .. } => resolved.addresses(host, *port).next().map(Address::Tcp),
         EndpointUrl::Unix(path) => Some(Address::Unix(path.clone())),
+        // A redis:// URL is read as a host and a port.
+        EndpointUrl::Srv { .. } => None,
     }
 }
 
@@ -146,7 +158,10 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         // Which methods there are differs from path to path below the prefix.
         methods: MethodSet::ALL,
         load_balancing: Algorithm::RoundRobin,
+        health: HealthPolicy::NONE,
         endpoints: Box::new([endpoint.clone()]),
+        breaker: BreakerPolicy::off(),
+        retry: RetryPolicy::off(),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
         auth: Mode::None,
@@ -165,32 +180,40 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
         authority: "localhost".into(),
         address,
         weight: 1,
+        health: Health::Healthy,
     }
 }
 
-/// One for each address of each URL, in the order of the configuration.
+/// One for each address of each URL, in the order of the configuration, [`ENDPOINTS_MAX`] at most.
 fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Vec<Endpoint> {
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
-        match &spec.url {
-            EndpointUrl::Address { authority, address } => {
-                endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+        let mut add = |authority: &str, address, weight| {
+            if endpoints.len() < ENDPOINTS_MAX {
+                let endpoint = endpoint(service, authority, address, weight, labels);
+                // A name and SRV records may both lead to one backend by one name.
+                endpoints.extend(taken.insert(endpoint.id).then_some(endpoint));
             }
+        };
+        match &spec.url {
+            EndpointUrl::Address { authority, address } => add(authority, Address::Tcp(*address), spec.weight),
             EndpointUrl::Name { authority, host, port } => {
-                for address in resolved.addresses(host, *port) {
-                    endpoints.push(endpoint(service, spec, authority, Address::Tcp(*address), labels, &mut taken));
+                resolved.addresses(host, *port).for_each(|address| add(authority, Address::Tcp(address), spec.weight));
+            }
+            EndpointUrl::Srv { name } => {
+                for target in resolved.targets(name) {
+                    add(&target.authority, Address::Tcp(target.address), target.weight);
                 }
             }
-            EndpointUrl::Unix(path) => {
-                endpoints.push(endpoint(service, spec, "localhost", Address::Unix(path.clone()), labels, &mut taken));
-            }
+            EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight),
         }
     }
     endpoints
 }
 
-/// One for each address that no endpoint has yet, of each of the `registered` instances, as far as they may be there.
+/// One for each address that no endpoint has yet, of each of the `registered` instances, as far as they may be there;
+/// [`INSTANCES_MAX`] at most.
 fn add_registered(
     endpoints: &mut Vec<Endpoint>,
     service: &config::Service,
@@ -199,43 +222,30 @@ fn add_registered(
     resolved: &Resolved,
     labels: &Labels,
 ) {
+    let most = endpoints.len() + INSTANCES_MAX;
     let mut known: HashSet<Address> = endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
-    let mut taken = endpoints.iter().map(|endpoint| endpoint.id).collect();
     for spec in registered {
         let (authority, addresses) = match &spec.url {
             EndpointUrl::Address { authority, address } => (authority.as_str(), vec![Address::Tcp(*address)]),
             EndpointUrl::Name { authority, host, port } => {
-                let found = resolved.addresses(host, *port).iter();
-                (authority.as_str(), found.copied().map(Address::Tcp).collect())
+                (authority.as_str(), resolved.addresses(host, *port).map(Address::Tcp).collect())
             }
             EndpointUrl::Unix(path) => ("localhost", vec![Address::Unix(path.clone())]),
+            // Nobody registers these.
+            EndpointUrl::Srv { .. } => continue,
         };
         for address in addresses {
-            if validate::permits(&spec.url, &address, allow) && known.insert(address.clone()) {
-                endpoints.push(endpoint(service, spec, authority, address, labels, &mut taken));
+            let is_permitted = endpoints.len() < most && validate::permits(&spec.url, &address, allow);
+            if is_permitted && known.insert(address.clone()) {
+                endpoints.push(endpoint(service, authority, address, spec.weight, labels));
             }
         }
     }
 }
 
-fn endpoint(
-    service: &config::Service,
-    spec: &EndpointSpec,
-    authority: &str,
-    address: Address,
-    labels: &Labels,
-    taken: &mut HashSet<EndpointId>,
-) -> Endpoint {
-    let mut instance = instance(&address);
-    let mut id = labels.endpoint(&service.name, &instance);
-    if !taken.insert(id) {
-        // Two names of one address are two endpoints, since each is sent another Host. The second needs an identity of its
-        // own.
-        instance = format!("{authority}/{instance}");
-        id = labels.endpoint(&service.name, &instance);
-        taken.insert(id);
-    }
-    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight: spec.weight }
+fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
+    let (id, instance) = labels.endpoint_of(&service.name, authority, &instance(&address));
+    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight, health: Health::Healthy }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.
@@ -268,7 +278,8 @@ mod tests {
     use super::*;
     use crate::control::registry::book::Book;
     use crate::control::registry::instance::Instance;
-    use crate::control::resolve::resolve_also;
+    use crate::control::resolve::{Answer, Plan, Question, Records, Target, resolve_plan};
+    use crate::snapshot::EndpointId;
 
     const TEXT: &str = r#"
         [server]
@@ -299,7 +310,7 @@ mod tests {
     fn build_with(text: &str, registered: &Registered, labels: &Labels) -> Snapshot {
         let config = Config::from_toml(text, "test", &[], &[]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let resolved = runtime.block_on(resolve_also(&config, registered.names(), &Resolved::default()));
+        let resolved = runtime.block_on(resolve_plan(Plan::of(&config, registered), &Resolved::default()));
         snapshot(
             &config,
             &resolved,
@@ -382,6 +393,46 @@ mod tests {
         let snapshot = build("metrics.enabled = false", &Labels::new());
         assert!(snapshot.services.iter().all(|service| &*service.prefix != METRICS_PREFIX));
         assert_eq!(snapshot.services.len(), MANAGEMENT_PREFIXES.len());
+    }
+
+    #[test]
+    fn endpoints_follow_the_names() {
+        let text = r#"
+            [services.sms]
+            prefix = "/sms"
+            endpoints = ["http://a:80", "http://b:80", "srv+http://_sms._tcp.b"]
+            auth = "none"
+        "#;
+        let config = Config::from_toml(text, "test", &[], &[]).unwrap();
+        let labels = Labels::new();
+        let hosts = |list: &[&str]| Records::Addresses(list.iter().map(|address| address.parse().unwrap()).collect());
+        let target = |address: &str, authority: &str, weight| Target {
+            address: address.parse().unwrap(),
+            authority: authority.to_owned(),
+            weight,
+        };
+        let endpoints = |a: Records, b: Records, srv: Vec<Target>| -> Vec<(String, EndpointId, u16)> {
+            let mut resolved = Resolved::default();
+            let questions =
+                [Question::Host("a".into()), Question::Host("b".into()), Question::Srv("_sms._tcp.b".into())];
+            for (question, records) in questions.into_iter().zip([a, b, Records::Targets(srv)]) {
+                resolved.learn(question, Ok(Answer { records, ttl: None }));
+            }
+            let address = Address::Unix(PathBuf::from("\0ringway-1"));
+            let snapshot = snapshot(&config, &resolved, &Registered::default(), &Arc::default(), &labels, address, 1);
+            let endpoints = snapshot.services[0].endpoints.iter();
+            endpoints.map(|endpoint| (endpoint.instance.to_string(), endpoint.id, endpoint.weight)).collect()
+        };
+        let srv = vec![target("10.0.0.1:80", "a:80", 9), target("10.0.0.4:81", "c:81", 3)];
+        let first = endpoints(hosts(&["10.0.0.1", "10.0.0.2"]), hosts(&["10.0.0.1"]), srv.clone());
+        let instances: Vec<(&str, u16)> = first.iter().map(|(instance, _, weight)| (&**instance, *weight)).collect();
+        assert_eq!(instances, [("10.0.0.1:80", 1), ("10.0.0.2:80", 1), ("b:80/10.0.0.1:80", 1), ("10.0.0.4:81", 3)]);
+        // What stays keeps its identity, whatever came or went before it.
+        let second = endpoints(hosts(&["10.0.0.9"]), hosts(&["10.0.0.1"]), vec![srv[1].clone()]);
+        assert_eq!(second[1..], first[2..]);
+
+        let many = |block: u8| Records::Addresses((0..200).map(|i| [10, block, 0, i].into()).collect());
+        assert_eq!(endpoints(many(0), many(1), srv).len(), ENDPOINTS_MAX);
     }
 
     #[test]

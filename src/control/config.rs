@@ -14,10 +14,12 @@ mod credentials;
 mod endpoint;
 mod error;
 mod file;
+mod health;
 mod keys;
 mod limits;
 mod overlay;
 mod read;
+mod resilience;
 mod route;
 mod secrets;
 mod services;
@@ -37,13 +39,14 @@ use ipnet::IpNet;
 
 use crate::http::method::MethodSet;
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Logging, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, Logging, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 pub use admin::{Admin, Allowed, Discovery};
 pub use cors::CorsSettings;
 pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use health::HealthSettings;
 pub use keys::KEYS;
 pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
 
@@ -104,6 +107,8 @@ pub struct Config {
     pub ipv6_prefix: u8,
     /// `rate_limit.memory_keys`: how many clients are counted apart without Redis, 1,000 to 100,000,000.
     pub memory_keys: usize,
+    /// `[health]`, for services that set nothing else.
+    pub health: HealthSettings,
     /// `[cors]`, for services that set nothing else, and for paths that no service has.
     pub cors: CorsSettings,
     /// `[services.<name>]`, in the order of their names; at most 1,024. May be empty.
@@ -182,7 +187,7 @@ pub enum Level {
 }
 
 /// `[services.<name>]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// 1 to 64 of `a-z`, `0-9`, `_` and `-`.
     pub name: String,
@@ -201,6 +206,10 @@ pub struct Service {
     pub limits: Limits,
     /// The service's own over the global ones.
     pub timeouts: Timeouts,
+    /// The service's own over the global ones.
+    pub breaker: BreakerPolicy,
+    /// The service's own over the global ones.
+    pub retry: RetryPolicy,
     /// Whether clients must show who they are.
     pub auth: Mode,
     /// The scopes that clients need, by method.
@@ -209,6 +218,8 @@ pub struct Service {
     pub forward_credentials: bool,
     /// Its limits, 9 at most; none: its requests are not counted.
     pub rate_limits: Vec<RateLimitSpec>,
+    /// How its endpoints are checked, and what becomes of those that fail.
+    pub health: HealthSettings,
     /// Which pages may ask.
     pub cors: CorsSettings,
 }
@@ -232,7 +243,7 @@ pub enum EndpointUrl {
         /// The same, read.
         address: SocketAddr,
     },
-    /// `http://backend.internal:9001`: resolved to all its addresses, again on a schedule.
+    /// `http://backend.internal:9001`: resolved to all its addresses, again when their TTL is over.
     Name {
         /// `backend.internal:9001`
         authority: String,
@@ -240,6 +251,12 @@ pub enum EndpointUrl {
         host: String,
         /// `9001`
         port: u16,
+    },
+    /// `srv+http://_sms._tcp.example`: resolved to the targets, ports and weights of its SRV records (RFC 2782). What a
+    /// backend is sent as `Host` is its target's name and port.
+    Srv {
+        /// `_sms._tcp.example`
+        name: String,
     },
     /// `unix:/run/app.sock`
     Unix(PathBuf),

@@ -1,14 +1,15 @@
 //! The control plane: one thread, one tokio runtime, everything that is not a request.
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
-//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`discovery`], [`registry`],
-//!   [`issuer`] and [`ledger_watch`] are its tasks, and
+//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`], [`registry`] and
+//!   [`ledger_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
 pub mod admin;
 pub mod build;
 pub mod config;
-pub mod discovery;
+pub mod dns;
+pub mod health;
 pub mod issuer;
 pub mod jwks;
 pub mod ledger_watch;

@@ -1,15 +1,16 @@
 //! What snapshots are built of, and the one place that publishes them once the gateway runs.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 use super::build;
-use super::config::Config;
+use super::config::{Config, HealthSettings};
 use super::registry::instance::Registered;
-use super::resolve::Resolved;
+use super::resolve::{Plan, Resolved};
 use crate::policy::auth::{Authenticator, KeySet};
-use crate::snapshot::{Address, Seam};
+use crate::snapshot::{Address, EndpointId, Health, Seam, Service, ServiceKind, Snapshot};
 use crate::telemetry::labels::Labels;
 
 /// The ingredients of the snapshot in force. A change of one of them publishes a new snapshot.
@@ -39,6 +40,8 @@ pub struct Ingredients {
     pub seam: Arc<Seam>,
     /// The control plane's own address.
     pub management_address: Address,
+    /// The endpoints that are not simply [`Health::Healthy`].
+    pub health: HashMap<EndpointId, Health>,
 }
 
 impl Publisher {
@@ -61,9 +64,15 @@ impl Publisher {
         read(&self.lock())
     }
 
-    /// Waits until a name is wanted that the current snapshot has no addresses of.
+    /// Waits until there may be other names to ask for, because other instances are registered.
     pub async fn names_wanted(&self) {
         self.names_wanted.notified().await;
+    }
+
+    /// The names that are asked of the DNS.
+    pub fn plan(&self) -> Plan {
+        let current = self.lock();
+        Plan::of(&current.config, &current.registered)
     }
 
     /// The addresses that the current snapshot was built with.
@@ -84,7 +93,7 @@ impl Publisher {
             // Another issuer's word.
             current.fetched_keys = KeySet::default();
         }
-        resolved.keep(&current.registered.names(), &current.resolved);
+        resolved.keep(&Plan::of(&config, &current.registered), &current.resolved);
         current.config = config;
         current.resolved = resolved;
         let generation = current.publish_credentials();
@@ -95,7 +104,7 @@ impl Publisher {
     /// Takes newly resolved addresses. Returns the generation, where they differ and so were published.
     pub fn set_resolved(&self, mut resolved: Resolved) -> Option<u64> {
         let mut current = self.lock();
-        resolved.keep(&current.registered.names(), &current.resolved);
+        resolved.keep(&Plan::of(&current.config, &current.registered), &current.resolved);
         let is_change = !resolved.same_addresses(&current.resolved);
         current.resolved = resolved;
         is_change.then(|| current.publish())
@@ -108,9 +117,7 @@ impl Publisher {
             return None;
         }
         current.registered = registered;
-        if current.registered.names().iter().any(|(host, port)| current.resolved.addresses(host, *port).is_empty()) {
-            self.names_wanted.notify_one();
-        }
+        self.names_wanted.notify_one();
         Some(current.publish())
     }
 
@@ -119,6 +126,32 @@ impl Publisher {
         let mut current = self.lock();
         current.fetched_keys = fetched;
         current.publish_credentials()
+    }
+
+    /// The generation of the snapshot in force.
+    pub fn generation(&self) -> u64 {
+        self.lock().seam.generation()
+    }
+
+    /// Shows `visit` every configured service of the snapshot in force, and how it is checked.
+    pub fn each_service(&self, mut visit: impl FnMut(&Service, &HealthSettings)) {
+        let current = self.lock();
+        let snapshot = current.seam.load();
+        for service in snapshot.services.iter().filter(|service| service.kind == ServiceKind::Backend) {
+            // The snapshot was built of this configuration, under the same lock.
+            if let Some(configured) = current.config.services.iter().find(|other| other.name == *service.name) {
+                visit(service, &configured.health);
+            }
+        }
+    }
+
+    /// Takes what the checks say about all endpoints that are not simply [`Health::Healthy`]. Returns the generation, where
+    /// that is news and so was published.
+    pub fn set_health(&self, health: HashMap<EndpointId, Health>) -> Option<u64> {
+        let mut current = self.lock();
+        let is_change = health != current.health;
+        current.health = health;
+        is_change.then(|| current.publish())
     }
 
     fn lock(&self) -> MutexGuard<'_, Ingredients> {
@@ -137,7 +170,7 @@ impl Ingredients {
     fn publish(&self) -> u64 {
         let generation = self.seam.generation() + 1;
         let address = self.management_address.clone();
-        self.seam.publish(build::snapshot(
+        let mut snapshot = build::snapshot(
             &self.config,
             &self.resolved,
             &self.registered,
@@ -145,23 +178,15 @@ impl Ingredients {
             &self.labels,
             address,
             generation,
-        ));
+        );
+        self.mark_health(&mut snapshot);
+        self.seam.publish(snapshot);
         generation
     }
-}
 
-/// A publisher that tests begin with: the configuration in `text`, and nothing of what it names looked up.
-#[cfg(test)]
-pub(crate) fn publisher_of(text: &str) -> Arc<Publisher> {
-    let config = Config::from_toml(text, "test", &[], &[]).unwrap_or_else(|errors| panic!("{errors}"));
-    Arc::new(Publisher::new(Ingredients {
-        authenticator: build::authenticator(&config, KeySet::default(), 1),
-        config,
-        resolved: Resolved::default(),
-        registered: Registered::default(),
-        fetched_keys: KeySet::default(),
-        labels: Arc::new(Labels::new()),
-        seam: build::seam_without_services(1, 1),
-        management_address: Address::Unix("\0test".into()),
-    }))
+    fn mark_health(&self, snapshot: &mut Snapshot) {
+        for endpoint in snapshot.services.iter_mut().flat_map(|service| &mut service.endpoints) {
+            endpoint.health = self.health.get(&endpoint.id).copied().unwrap_or_default();
+        }
+    }
 }

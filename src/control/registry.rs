@@ -11,6 +11,7 @@ pub mod instance;
 pub mod shared;
 pub mod validate;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,7 @@ pub struct Listing {
 struct Rules {
     allow: Option<Vec<Allowed>>,
     redis: Option<Address>,
+    dns_servers: Vec<SocketAddr>,
 }
 
 /// Who is registered when the process starts: whom Redis knows. Takes 2 s at most. Must run within a tokio runtime.
@@ -139,8 +141,8 @@ impl Registry {
         let rules = self.rules_of_change(service)?;
         let url = validate::url(url, rules.allow.as_deref())?;
         let instance = Instance { url, weight: validate::weight(weight)?, ttl: validate::ttl(ttl)? };
-        if let EndpointUrl::Name { host, port, .. } = &instance.url {
-            let found = resolve::lookup(host, *port).await.unwrap_or_default();
+        if let EndpointUrl::Name { host, .. } = &instance.url {
+            let found = resolve::lookup(host, &rules.dns_servers).await.unwrap_or_default();
             validate::addresses(host, &found, rules.allow.as_deref())?;
         }
         let id = InstanceId::of(service, &instance.url);
@@ -399,7 +401,8 @@ impl Registry {
                 return Err(RegistryError::UnknownService);
             }
             let redis = build::redis_address(config, &ingredients.resolved);
-            Ok(Rules { allow: config.discovery.allow.clone(), redis })
+            let dns_servers = config.discovery.dns_server.clone();
+            Ok(Rules { allow: config.discovery.allow.clone(), redis, dns_servers })
         })
     }
 

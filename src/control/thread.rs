@@ -13,7 +13,7 @@ use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
 use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
-use super::{discovery, issuer, ledger_watch, signals};
+use super::{dns, health, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -61,7 +61,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, exposition, management, ingredients, registered, origin, reloads } = parts;
+            let Parts { seam, counters, mut exposition, management, ingredients, registered, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
@@ -69,10 +69,15 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let (reload, reload_asked) = mpsc::channel(1);
             tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
             tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
+            exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
+            let reports = Arc::new(health::Reports::default());
+            let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
             tokio::spawn(Arc::clone(&registry).keep());
-            tokio::spawn(admin::serve(management, exposition, registry));
-            tokio::spawn(discovery::keep_resolving(Arc::clone(&publisher)));
+            let routes = routes.merge(admin::instances::routes(registry));
+            tokio::spawn(admin::serve(management, exposition, routes));
+            tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
+            tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
             tokio::spawn(issuer::keep_fresh(publisher, seam));
             if config.redis.server.is_some() {
                 tokio::spawn(ledger_watch::keep_watching(counters));

@@ -36,6 +36,8 @@ pub enum Name {
     Cors,
     /// What an answer says about the rate limit that holds for its client.
     RateLimit,
+    /// Read as one of the others by backends that take `_` for `-` (RFC 3875, section 4.1.18, and what grew out of CGI).
+    Confusable,
     /// Not special.
     Other,
 }
@@ -83,8 +85,20 @@ pub fn classify(name: &[u8]) -> Name {
         19 if is(b"proxy-authorization") => Name::HopByHop,
         21 if is(b"x-ratelimit-remaining") => Name::RateLimit,
         22.. if name[..15].eq_ignore_ascii_case(b"access-control-") => Name::Cors,
+        _ if name.contains(&b'_') && is_confusable(name) => Name::Confusable,
         _ => Name::Other,
     }
+}
+
+/// Whether `name`, with a hyphen for each underscore, is one of the special names.
+#[cold]
+fn is_confusable(name: &[u8]) -> bool {
+    let mut hyphenated = [0; 64];
+    let Some(hyphenated) = hyphenated.get_mut(..name.len()) else { return false };
+    for (to, &from) in hyphenated.iter_mut().zip(name) {
+        *to = if from == b'_' { b'-' } else { from };
+    }
+    classify(hyphenated) != Name::Other
 }
 
 /// Fields that change framing, routing, trust or the meaning of what was already passed on, and so may not arrive in a

@@ -329,7 +329,11 @@ fn version_error(bytes: &[u8]) -> RequestError {
     let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
     match line.rsplit(|&byte| byte == b' ').next() {
         Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+            if major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && (*major, *minor) != (b'1', b'0')
+                && (*major, *minor) != (b'1', b'1')
+                && memchr::memchr_iter(b' ', line).count() == 2 =>
         {
             RequestError::Version
         }
@@ -420,6 +424,16 @@ pub struct Forwarding<'a> {
     pub with_credentials: bool,
     /// Whether `Forwarded` (RFC 7239) is written beside `X-Forwarded-*`.
     pub with_forwarded: bool,
+}
+
+/// Gives a head that [`write`] wrote another `Host`.
+pub fn replace_host(out: &mut Vec<u8>, authority: &[u8]) {
+    // It is the line behind the first one.
+    let mut lines = memchr::memchr_iter(b'\n', out);
+    if let (Some(first), Some(second)) = (lines.next(), lines.next()) {
+        let value = first + 1 + b"Host: ".len()..second - b"\r".len();
+        out.splice(value, authority.iter().copied());
+    }
 }
 
 /// Writes the head that goes upstream: always HTTP/1.1, persistent, re-serialised field by field.

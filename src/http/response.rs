@@ -197,7 +197,8 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
             Name::GatewayError if !returning.from_gateway => {}
             Name::Cors if returning.replaces.cors => {}
             Name::RateLimit if returning.replaces.rate_limit => {}
-            Name::Upgrade if head.status != 101 => {}
+            // 426 must say what it takes (RFC 9110, section 15.5.22).
+            Name::Upgrade if !matches!(head.status, 101 | 426) => {}
             _ if head.nominates && headers::is_nominated(head.fields, field.name) => {}
             _ => push_field(name, field.value, out),
         }
@@ -217,6 +218,9 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
     out.extend_from_slice(b"Via: 1.1 ringway\r\n");
     out.extend_from_slice(returning.fields);
     push_connection(returning.version, returning.persistent, out);
+    if head.status == 426 {
+        out.extend_from_slice(b"Connection: Upgrade\r\n");
+    }
     match (returning.framing, head.content_length) {
         (Framing::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         // 204 has no length (RFC 9110, section 8.6); HEAD and 304 tell the length of what they stand for.

@@ -24,6 +24,7 @@
 //! | `bytes_in`, `bytes_out` | always |
 //! | `auth`, `user` | when the request was authenticated |
 //! | `rate_limited`, `retries` | always |
+//! | `tried` | when an endpoint failed and another was tried: `instance=reason`, separated by spaces |
 //! | `breaker` | when one was consulted |
 //! | `error` | when the gateway answered itself, or something went wrong |
 
@@ -87,10 +88,21 @@ pub struct AccessRecord<'a> {
     pub rate_limited: bool,
     /// Attempts beyond the first.
     pub retries: u32,
+    /// The endpoints that failed before `instance` was tried, and why.
+    pub tried: &'a [Try<'a>],
     /// The state of the endpoint's breaker.
     pub breaker: &'a str,
     /// The stable word for what went wrong: the problem's `reason`.
     pub error: Option<&'a str>,
+}
+
+/// A try that failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Try<'a> {
+    /// The endpoint.
+    pub instance: &'a str,
+    /// The stable word for what went wrong.
+    pub error: &'a str,
 }
 
 /// Appends `record` as one line, newline included, to `out`.
@@ -127,6 +139,7 @@ pub fn render(record: &AccessRecord<'_>, format: LogFormat, redact: &[Box<str>],
     line.string("user", record.user.as_bytes());
     line.flag("rate_limited", record.rate_limited);
     line.number("retries", u64::from(record.retries));
+    line.tries("tried", record.tried);
     line.string("breaker", record.breaker.as_bytes());
     line.string("error", record.error.unwrap_or_default().as_bytes());
     line.end();

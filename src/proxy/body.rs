@@ -3,14 +3,17 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::mem::take;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use monoio::io::{CancelHandle, Canceller};
 
+use super::connection::Client;
 use super::failure::Failure;
-use super::socket::{Reader, Writer};
+use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
 use super::upstream::{self, Ended};
 use super::watch::Watched;
@@ -82,7 +85,9 @@ impl Upload<'_> {
     /// Passes the body on to its end. An upstream that takes no more is no failure of the upload: its answer may be there.
     pub async fn run(mut self) -> Result<(), Failure> {
         let mut buf = self.worker.buffers.large();
+        let mut turns = 0;
         while !self.decoder.is_done() {
+            self.worker.share(&mut turns).await;
             buf = self.piece(buf).await?;
         }
         self.worker.buffers.give(buf);
@@ -153,6 +158,33 @@ impl Upload<'_> {
     }
 }
 
+/// Reads the rest of a counted body, `length` bytes, to where the request stands in the scratch's `out`.
+pub async fn gather(
+    tx: &mut Transaction,
+    client: &mut Client,
+    decoder: &mut Decoder,
+    length: usize,
+) -> Result<(), Failure> {
+    let idle_body = tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
+    let Socket { reader, watch, .. } = &mut client.socket;
+    tx.scratch.out.reserve(length);
+    let mut left = length;
+    while left > 0 {
+        watch.read_until(tx.worker.after(idle_body));
+        let from = tx.scratch.out.len();
+        let (result, out) = reader.read_some(take(&mut tx.scratch.out), left).await;
+        tx.scratch.out = out;
+        watch.read_done();
+        match result {
+            Ok(read) if read > 0 => left -= read,
+            _ => return Err(watch.ending(Failure::ClientGone)),
+        }
+        let decoded = decoder.decode(&mut tx.scratch.out[from..]).map_err(Failure::ClientBody)?;
+        tx.bytes_in += decoded.data as u64;
+    }
+    Ok(())
+}
+
 /// The answer's body, from upstream to client.
 #[derive(Debug)]
 pub struct Download<'a> {
@@ -191,7 +223,10 @@ impl Download<'_> {
         let idle_body =
             self.tx.service().map_or(&self.tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
         let mut buf = inbound;
+        let mut turns = 0;
         while !self.decoder.is_done() {
+            let worker = Rc::clone(&self.tx.worker);
+            worker.share(&mut turns).await;
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
             let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
@@ -199,6 +234,7 @@ impl Download<'_> {
             self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read_some(buf, room).await;
             self.from_watch.read_done();
+            self.to_watch.stop_waiting();
             buf = filled;
             let read = match result {
                 Ok(read) if read > 0 => read,

@@ -21,6 +21,9 @@ use crate::http::request;
 /// reset (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The same, while the client is still to take in what was sent.
+const LINGER_SLOW: Duration = Duration::from_secs(30);
+
 /// How many bytes of that are read.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
@@ -83,13 +86,14 @@ impl Drop for Counted {
 
 async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
     let mut buf = Vec::new();
+    let mut turns = 0;
     while let Arrival::Head(head) = arrival(worker, &mut client, &mut buf).await {
         let mut lane = worker.lane();
         let done = lane.serve(Job { worker: Rc::clone(worker), client, buf, head }).await;
         worker.give_lane(lane);
         (client, buf) = (done.client, done.buf);
         match done.next {
-            Next::KeepAlive => {}
+            Next::KeepAlive => worker.share(&mut turns).await,
             Next::Close => break,
             Next::Linger => {
                 linger(worker, &mut client, &mut buf).await;
@@ -181,7 +185,9 @@ fn make_room(worker: &Worker, buf: &mut Vec<u8>) {
 /// connection, and the reset can overtake the answer.
 async fn linger(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) {
     client.socket.writer.finish().await;
-    client.socket.watch.read_until(worker.after(LINGER));
+    // What a slow reader has not taken yet would be lost to the reset as well.
+    let is_slow = client.socket.has_undelivered();
+    client.socket.watch.read_until(worker.after(if is_slow { LINGER_SLOW } else { LINGER }));
     let mut discarded = 0;
     while discarded < LINGER_BYTES_MAX {
         buf.clear();

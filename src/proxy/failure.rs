@@ -41,6 +41,8 @@ pub enum Failure {
     Exhausted,
     /// The drain's time was over.
     Stopped,
+    /// The upstream's answer has a status that another endpoint's is better than, and there is another one.
+    UpstreamStatus,
 }
 
 impl Failure {
@@ -59,11 +61,13 @@ impl Failure {
             Failure::UpstreamTimeout => {
                 Problem::new(504, "upstream_timeout", "The service did not answer in time. Try again later.")
             }
-            Failure::UpstreamHead(_) | Failure::UpstreamBody(_) | Failure::UpstreamCut => Problem::new(
-                502,
-                "upstream_protocol_error",
-                "The service answered with something that is not valid HTTP.",
-            ),
+            Failure::UpstreamHead(_) | Failure::UpstreamBody(_) | Failure::UpstreamCut | Failure::UpstreamStatus => {
+                Problem::new(
+                    502,
+                    "upstream_protocol_error",
+                    "The service answered with something that is not valid HTTP.",
+                )
+            }
             Failure::ClientTimeout => {
                 Problem::new(408, "request_timeout", "The request's body did not arrive in time. Send it again.")
             }
@@ -73,6 +77,27 @@ impl Failure {
             Failure::Stopped => STOPPED,
             Failure::ClientGone | Failure::ClientStalled => return None,
         })
+    }
+
+    /// Whether it is the endpoint's fault, and so a reason to try another one and to doubt this one.
+    pub fn is_endpoints(self) -> bool {
+        match self {
+            Failure::ConnectRefused
+            | Failure::ConnectTimeout
+            | Failure::UpstreamClosed { .. }
+            | Failure::UpstreamTimeout
+            | Failure::UpstreamHead(_)
+            | Failure::UpstreamBody(_)
+            | Failure::UpstreamCut
+            | Failure::UpstreamStatus => true,
+            Failure::ClientTimeout
+            | Failure::ClientBody(_)
+            | Failure::BodyTooLarge
+            | Failure::ClientGone
+            | Failure::ClientStalled
+            | Failure::Exhausted
+            | Failure::Stopped => false,
+        }
     }
 
     /// What the access log calls it; the `reason` where there is one.
@@ -110,6 +135,10 @@ pub const METHOD_NOT_ALLOWED: Problem =
 pub const NO_ENDPOINT: Problem =
     Problem::new(503, "no_healthy_endpoint", "No instance of the service is available. Try again later.")
         .retry_after(1);
+
+/// 503: the breakers of all endpoints are open; `Retry-After` says until when.
+pub const BREAKER_OPEN: Problem =
+    Problem::new(503, "breaker_open", "The service fails and is given a pause. Try again when Retry-After is over.");
 
 /// 503: too many requests in flight, or no descriptor for another connection.
 pub const OVERLOADED: Problem =

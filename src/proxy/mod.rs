@@ -15,6 +15,7 @@
 
 pub mod accept;
 pub mod answer;
+pub mod attempt;
 pub mod body;
 pub mod buffers;
 pub mod connection;

@@ -8,8 +8,9 @@ use std::rc::Rc;
 use ipnet::IpNet;
 
 use super::answer::{self, Health};
+use super::attempt;
 use super::connection::{Client, Next};
-use super::failure::{BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ENDPOINT, NO_ROUTE, OVERLOADED};
+use super::failure::{BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ROUTE, OVERLOADED};
 use super::guard;
 use super::transaction::Transaction;
 use super::upstream::{self, Plan};
@@ -176,7 +177,7 @@ fn stages(
     if body_max > 0 && announced > body_max {
         return refuse(BODY_TOO_LARGE);
     }
-    if state.in_flight.get() > service.limits.requests_in_flight {
+    if state.memory.in_flight.get() > service.limits.requests_in_flight {
         return refuse(OVERLOADED);
     }
 
@@ -192,10 +193,7 @@ fn stages(
     }
 
     // Balance.
-    let draw = tx.worker.draw();
-    let in_flight = |index: usize| state.endpoints[index].in_flight();
-    let Some(chosen) = state.balancer.borrow_mut().pick(draw, |_| true, in_flight) else { return refuse(NO_ENDPOINT) };
-    tx.enter_endpoint(chosen);
+    let chosen = attempt::choose(tx).map_err(Verdict::Answer)?;
 
     // Rewrite.
     let forwarding = Forwarding {

@@ -4,9 +4,13 @@
 //! not needed age out.
 
 use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
 
 use super::socket::Socket;
 use super::watch::Millis;
+use crate::snapshot::EndpointId;
+use crate::telemetry::counters::{Counters, EndpointSight};
+use crate::traffic::breaker::Breaker;
 
 /// The most idle connections that a worker keeps to an endpoint.
 pub const IDLE_MAX: usize = 512;
@@ -16,6 +20,11 @@ pub const IDLE_MAX: usize = 512;
 pub struct EndpointState {
     idle: RefCell<Vec<Idle>>,
     in_flight: Cell<u32>,
+    /// Answers, and how long they took to come, in nanoseconds all together.
+    answers: Cell<u64>,
+    nanos: Cell<u64>,
+    /// Whether it gets requests from this worker.
+    pub breaker: RefCell<Breaker>,
     retired: Cell<bool>,
 }
 
@@ -67,6 +76,19 @@ impl EndpointState {
     /// How many requests this worker has under way to the endpoint.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()
+    }
+
+    /// Counts an answer whose head came `after` the request.
+    pub fn answered(&self, after: Duration) {
+        self.answers.set(self.answers.get() + 1);
+        self.nanos.set(self.nanos.get() + after.as_nanos() as u64);
+    }
+
+    /// Shows others how the endpoint stands.
+    pub fn export(&self, endpoint: EndpointId, counters: &Counters, now: Instant) {
+        let breaker = self.breaker.borrow().state(now);
+        let (in_flight, answers, nanos) = (self.in_flight.get(), self.answers.get(), self.nanos.get());
+        counters.endpoint_stands(endpoint, &EndpointSight { breaker, in_flight, answers, nanos });
     }
 
     /// Counts one request more or less.

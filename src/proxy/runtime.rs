@@ -36,6 +36,9 @@ const CUT_TICKS: u32 = 10;
 const REDIS_CONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// A name for a set of ring flags, and what sets them.
+/// What `/health` and the metrics call the driver.
+pub const IO_URING: &str = "io_uring";
+
 type Rung = (&'static str, fn(&mut io_uring::Builder));
 
 /// The flag sets that are tried, best first, with the kernels that have them. The default flags cost a quarter more per
@@ -99,7 +102,7 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
             apply(&mut ring);
             let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(RING_ENTRIES).uring_builder(ring);
             match builder.enable_timer().build() {
-                Ok(runtime) => return Ok((AnyRuntime::IoUring(runtime), Running { driver: "io_uring", flags })),
+                Ok(runtime) => return Ok((AnyRuntime::IoUring(runtime), Running { driver: IO_URING, flags })),
                 Err(error) => refusal = error,
             }
         }

@@ -70,6 +70,11 @@ impl Socket {
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
     }
 
+    /// Whether the peer has still to take in something that was sent.
+    pub fn has_undelivered(&self) -> bool {
+        unacknowledged(self.fd).is_some_and(|bytes| bytes > 0)
+    }
+
     /// Appends to `buf` what has come already, without waiting; whether it was anything.
     pub fn read_ready(&self, buf: &mut Vec<u8>) -> bool {
         let flags = rustix::net::RecvFlags::DONTWAIT;

@@ -8,15 +8,18 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::attempt::Tries;
 use super::limiter::Held;
 use super::pool::EndpointState;
 use super::worker::{Loaded, ServiceState, Worker};
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;
-use crate::policy::access_log::AccessRecord;
+use crate::policy::access_log::{AccessRecord, Try};
 use crate::policy::auth::Identity;
 use crate::snapshot::{Endpoint, RouteId, Service};
+use crate::traffic::breaker::{BreakerState, Verdict};
+use crate::traffic::retry::ATTEMPTS_MAX;
 
 /// What a request needs room for; reused, so that a warm request allocates nothing.
 #[derive(Debug, Default)]
@@ -93,6 +96,8 @@ pub struct Transaction {
     pub status: u16,
     /// Whether a byte of the answer may have reached the client, so that no other answer can be given.
     pub answer_begun: bool,
+    /// Whether a 1xx answer was passed on, after which the request is not sent again.
+    pub interim_passed: bool,
     /// Whether only the connection's end tells the client that it has the whole answer.
     pub ends_at_close: bool,
     /// Which fields of an upstream's answer the gateway has its own word for.
@@ -111,6 +116,12 @@ pub struct Transaction {
     pub retries: u32,
     /// What went wrong, in the log's words.
     pub error: Option<&'static str>,
+    /// What became of its tries.
+    pub tries: Tries,
+    /// What the endpoint's breaker was when it let the request through, or refused it.
+    pub breaker: Option<BreakerState>,
+    /// What the endpoint's breaker is told in the end.
+    pub outcome: Verdict,
     service: Option<usize>,
     endpoint: Option<usize>,
     started: Instant,
@@ -140,6 +151,7 @@ impl Transaction {
             route: RouteId::NONE,
             status: 0,
             answer_begun: false,
+            interim_passed: false,
             ends_at_close: false,
             replaces: Replaces::default(),
             identity: None,
@@ -149,6 +161,9 @@ impl Transaction {
             bytes_out: 0,
             retries: 0,
             error: None,
+            tries: Tries::default(),
+            breaker: None,
+            outcome: Verdict::Neutral,
             service: None,
             endpoint: None,
             started,
@@ -189,17 +204,33 @@ impl Transaction {
 
     /// The request goes to the service with this index.
     pub fn enter_service(&mut self, index: usize) {
-        let in_flight = &self.loaded.services[index].in_flight;
+        let in_flight = &self.loaded.services[index].memory.in_flight;
         in_flight.set(in_flight.get() + 1);
         self.route = self.loaded.snapshot.services[index].route;
         self.service = Some(index);
     }
 
-    /// The request goes to this endpoint of its service.
+    /// The request goes to this endpoint of its service, and no longer to another.
     pub fn enter_endpoint(&mut self, index: usize) {
         if let Some((_, state)) = self.service() {
+            if let Some(other) = self.endpoint {
+                state.endpoints[other].count(-1);
+            }
             state.endpoints[index].count(1);
             self.endpoint = Some(index);
+        }
+    }
+
+    /// Tells the endpoint's breaker what became of the try under way, once for each try.
+    pub fn settle(&mut self, verdict: Verdict, now: Instant) {
+        let Some(permit) = self.tries.permit.take() else { return };
+        let Some((service, _)) = self.service() else { return };
+        if let Some((endpoint, state)) = self.endpoint_state() {
+            let draw = self.worker.draw();
+            let change = state.breaker.borrow_mut().settle(permit, verdict, &service.breaker.settings, now, draw);
+            if change.is_some() {
+                state.export(endpoint.id, &self.worker.counters, now);
+            }
         }
     }
 
@@ -211,6 +242,11 @@ impl Transaction {
     /// Which of the snapshot's services it goes to, once that is known.
     pub fn service_index(&self) -> Option<usize> {
         self.service
+    }
+
+    /// Which of the service's endpoints it goes to, once that is known.
+    pub fn endpoint_index(&self) -> Option<usize> {
+        self.endpoint
     }
 
     /// The service, once there is one.
@@ -233,9 +269,19 @@ impl Transaction {
 
     /// The upstream's final head has come.
     pub fn upstream_answered(&mut self, status: u16) {
-        self.upstream = Some(self.started.elapsed());
-        if let Some(endpoint) = self.endpoint() {
-            self.worker.counters.upstream_answered(endpoint.id, status);
+        let now = Instant::now();
+        self.upstream = Some(now - self.started);
+        let Some((endpoint, state)) = self.endpoint_state() else { return };
+        self.worker.counters.upstream_answered(endpoint.id, status);
+        state.answered(now - self.started);
+        let is_failure = self.service().is_some_and(|(service, _)| service.breaker.is_failure(status));
+        let is_trial = self.breaker == Some(BreakerState::HalfOpen);
+        match is_failure {
+            true => self.settle(Verdict::Failure, now),
+            // What is tried is whether it answers: a stream would leave that open for as long as it lasts. In other cases
+            // an answer is a success once it is complete.
+            false if is_trial || status == 101 => self.settle(Verdict::Success, now),
+            false => {}
         }
     }
 
@@ -255,6 +301,11 @@ impl Transaction {
             return;
         }
         let service = self.service().map(|(service, _)| service);
+        let mut tried = [Try::default(); ATTEMPTS_MAX as usize];
+        for (slot, &(endpoint, error)) in tried.iter_mut().zip(self.tries.failed()) {
+            let endpoint = service.and_then(|service| service.endpoints.get(usize::from(endpoint)));
+            *slot = Try { instance: endpoint.map_or("", |endpoint| &endpoint.instance), error };
+        }
         let record = AccessRecord {
             unix_ms: self.worker.unix_ms(ended),
             request_id: &self.scratch.request_id,
@@ -275,7 +326,8 @@ impl Transaction {
             user: self.identity.as_ref().map_or("", |identity| identity.subject()),
             rate_limited: self.rate_limited,
             retries: self.retries,
-            breaker: "",
+            tried: &tried[..self.tries.failed().len()],
+            breaker: self.breaker.map_or("", BreakerState::as_str),
             error: self.error,
         };
         self.worker.write_log(&record, &self.loaded);
@@ -289,13 +341,15 @@ impl Drop for Transaction {
             (self.status, self.error) =
                 if std::thread::panicking() { (500, Some("panic")) } else { (499, Some("cancelled")) };
         }
+        let ended = Instant::now();
+        self.settle(self.outcome, ended);
         if let Some((_, state)) = self.service() {
-            state.in_flight.set(state.in_flight.get().saturating_sub(1));
+            let in_flight = &state.memory.in_flight;
+            in_flight.set(in_flight.get().saturating_sub(1));
             if let Some(endpoint) = self.endpoint {
                 state.endpoints[endpoint].count(-1);
             }
         }
-        let ended = Instant::now();
         self.worker.set_now(ended);
         self.count(ended - self.started);
         self.log(ended);

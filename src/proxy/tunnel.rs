@@ -69,7 +69,9 @@ impl Both<'_> {
         let buffers = &self.worker.buffers;
         let (to, to_watch) = to;
         let mut buf = first;
+        let mut turns = 0;
         loop {
+            self.worker.share(&mut turns).await;
             if !buf.is_empty() {
                 let size = buf.len() as u64;
                 self.writing.set(self.writing.get() + 1);

@@ -1,21 +1,22 @@
 //! The exchange with an endpoint: a connection, the request out, the answer in and on to the client.
 //!
-//! A connection goes back to its pool only after a full, clean exchange with no byte left over, and a request goes out a
-//! second time only when the first went to a pooled connection that turned out to be dead: not a byte of an answer had
-//! come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or the kernel
-//! says that the upstream never received any of it.
+//! A connection goes back to its pool only after a full, clean exchange with no byte left over. A request goes out a second
+//! time to the same endpoint only when the first went to a pooled connection that turned out to be dead: not a byte of an
+//! answer had come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or
+//! the kernel says that the upstream never received any of it. When it goes to another endpoint is [`attempt`]'s matter.
 
 use std::cell::Cell;
 use std::io;
 use std::mem::{MaybeUninit, take};
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use monoio::io::Canceller;
 use monoio::net::{TcpStream, UnixStream};
 
 use super::answer;
+use super::attempt::{self, Progress};
 use super::body::{self, Download, Shared, Upload};
 use super::connection::{Client, Next};
 use super::failure::Failure;
@@ -29,6 +30,7 @@ use crate::http::headers::HeadScan;
 use crate::http::request::{HEADER_COUNT_MAX, Version};
 use crate::http::response::{self, Asked, Returning};
 use crate::snapshot::{Address, Phase, ServiceKind, Timeouts};
+use crate::traffic::breaker::Verdict;
 
 /// The most 1xx answers that may come before the final one.
 const INTERIM_MAX: u32 = 32;
@@ -63,12 +65,15 @@ pub enum Ended {
 }
 
 /// Forwards a request and passes its answer on.
-pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut Vec<u8>, plan: Plan) -> Next {
-    let whole = plan.body.is_done();
-    let failure = match exchange(tx, client, leftover, plan).await {
+pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut Vec<u8>, mut plan: Plan) -> Next {
+    let failure = match tries(tx, client, leftover, &mut plan).await {
         Ok(next) => return next,
         Err(failure) => failure,
     };
+    if failure.is_endpoints() {
+        tx.settle(Verdict::Failure, Instant::now());
+    }
+    let whole = plan.body.is_done();
     tx.error = Some(failure.word());
     tx.persistent &= whole;
     client.socket.watch.waited();
@@ -87,62 +92,104 @@ pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut V
     Next::Close
 }
 
+/// Sends the request to one endpoint after another, as far as the rules for retries go.
+async fn tries(
+    tx: &mut Transaction,
+    client: &mut Client,
+    leftover: &mut Vec<u8>,
+    plan: &mut Plan,
+) -> Result<Next, Failure> {
+    if let Some(length) = plan.body.remaining()
+        && !plan.body.is_done()
+        && attempt::is_worth_gathering(tx, plan, length)
+    {
+        Box::pin(body::gather(tx, client, &mut plan.body, length as usize)).await?;
+    }
+    loop {
+        match exchange(tx, client, leftover, plan).await {
+            Ok(next) => return Ok(next),
+            // Rare, so kept out of the connection's own future.
+            Err((failure, progress)) => {
+                let again = Box::pin(attempt::again(tx, &client.socket.watch, plan, failure, progress));
+                if !again.await? {
+                    return Err(failure);
+                }
+            }
+        }
+    }
+}
+
+/// Sends the request to its endpoint and passes the answer on.
 async fn exchange(
     tx: &mut Transaction,
     client: &mut Client,
     leftover: &mut Vec<u8>,
-    plan: Plan,
-) -> Result<Next, Failure> {
+    plan: &mut Plan,
+) -> Result<Next, (Failure, Progress)> {
     let whole = plan.body.is_done();
     let request_bytes = tx.scratch.out.len();
     let timeouts = timeouts(tx);
     let mut must_be_fresh = false;
-    let mut plan = plan;
     loop {
-        let (mut upstream, reused) = connect(tx, &client.socket.watch, &timeouts, must_be_fresh).await?;
+        let connected = connect(tx, &client.socket.watch, &timeouts, must_be_fresh).await;
+        let (mut upstream, reused) = connected.map_err(|failure| (failure, Progress::NotSent))?;
         client.socket.watch.wait_for(Some(upstream.watch.shared()), tx.worker.now());
-        let shared = Shared::new(whole, plan.expects_continue);
+        // One that has sent something of its body does not wait for leave to do so.
+        let awaits_continue = plan.expects_continue && !whole && tx.bytes_in == 0;
+        let shared = Shared::new(whole, awaits_continue);
         let sent = send(tx, &mut upstream, &timeouts).await;
         let result = match sent {
             Err(failure) => Err(failure),
             Ok(()) if whole => {
-                upstream.watch.read_until(tx.worker.after(timeouts.response_header));
-                receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, &plan, &shared).await
+                upstream.watch.read_until(attempt::answer_due(tx, plan, &timeouts));
+                receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
-            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, &mut plan, &shared, reused)).await,
+            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared, reused)).await,
         };
         client.socket.watch.waited();
         match result {
             Err(failure @ Failure::UpstreamClosed { silent: true, reset })
                 if reused && !client.socket.watch.peer_gone() =>
             {
-                // What has been read of a body that is still arriving is gone; unless none of it has.
-                let nothing_sent = sent.is_err();
-                let is_at_hand = whole || !shared.body_touched.get();
+                let progress = progress(sent, whole, &shared);
                 let may_repeat = plan.is_idempotent || (!reset && undelivered(&upstream, request_bytes).await);
-                if !(nothing_sent || is_at_hand && may_repeat) {
-                    return Err(failure);
+                if !(progress == Progress::NotSent || progress == Progress::AtHand && may_repeat) {
+                    return Err((failure, progress));
                 }
                 tx.worker.counters.upstream_stale.add(1);
                 tx.retries += 1;
                 must_be_fresh = true;
             }
-            Err(_) if client.socket.watch.peer_gone() => return Err(Failure::ClientGone),
-            Err(failure) => return Err(failure),
-            Ok(Ended::Switched) => return Box::pin(tunnel::run(tx, client, leftover, upstream)).await,
+            Err(_) if client.socket.watch.peer_gone() => return Err((Failure::ClientGone, Progress::Gone)),
+            Err(failure) => return Err((failure, progress(sent, whole, &shared))),
+            Ok(Ended::Switched) => {
+                let tunnel = Box::pin(tunnel::run(tx, client, leftover, upstream)).await;
+                return tunnel.map_err(|failure| (failure, Progress::Gone));
+            }
             Ok(Ended::Complete { reusable }) => {
+                tx.outcome = Verdict::Success;
                 let upload_done = plan.body.is_done();
                 if reusable && upload_done {
                     give_back(tx, upstream);
                 }
                 return Ok(match tx.persistent && upload_done {
                     true => Next::KeepAlive,
-                    false if upload_done && tx.client_closes => Next::Close,
+                    false if upload_done && tx.client_closes && !client.socket.has_undelivered() => Next::Close,
                     false => Next::Linger,
                 });
             }
         }
+    }
+}
+
+/// How far a try came that failed.
+fn progress(sent: Result<(), Failure>, whole: bool, shared: &Shared) -> Progress {
+    match sent {
+        Err(Failure::UpstreamClosed { silent: true, .. }) => Progress::NotSent,
+        // What has been read of a body that is still arriving is gone; unless none of it has.
+        _ if whole || !shared.body_touched.get() => Progress::AtHand,
+        _ => Progress::Gone,
     }
 }
 
@@ -220,6 +267,7 @@ fn refusal(error: &io::Error) -> Failure {
 
 /// Sends the head, and what there is of the body.
 async fn send(tx: &mut Transaction, upstream: &mut Socket, timeouts: &Timeouts) -> Result<(), Failure> {
+    upstream.watch.limit_writes(true);
     let patience = tx.worker.patience(&upstream.watch, timeouts.idle_body);
     let (result, out) = upstream.writer.write_all(take(&mut tx.scratch.out), patience).await;
     tx.scratch.out = out;
@@ -307,7 +355,10 @@ async fn receive_from(
     let (answer, end) = loop {
         let end = response::find_end(&inbound, &mut scan, &limits).map_err(Failure::UpstreamHead)?;
         if let Some(end) = end {
-            let answer = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)?;
+            let Some(answer) = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)? else {
+                tx.scratch.inbound = inbound;
+                return Err(Failure::UpstreamStatus);
+            };
             if answer.is_final() {
                 break (answer, end);
             }
@@ -320,6 +371,7 @@ async fn receive_from(
                 tx.answer_begun = true;
                 pass(tx, writer, client_watch).await?;
                 tx.answer_begun = false;
+                tx.interim_passed = true;
             }
             if answer.status == 100 && shared.awaits_continue.replace(false) {
                 watch.read_done();
@@ -345,6 +397,8 @@ async fn receive_from(
     };
     shared.head_seen.set(true);
     watch.read_done();
+    // An upstream that does not take the rest of the request still gets its answer through.
+    watch.limit_writes(false);
     // A client that goes on with its body as slowly as it likes still gets its answer.
     client_watch.read_done();
     tx.upstream_answered(answer.status);
@@ -388,10 +442,21 @@ impl Answer {
     }
 }
 
-/// Reads an upstream's head and writes the client's into the scratch's `out`.
-fn render(tx: &mut Transaction, head: &[u8], plan: &Plan, shared: &Shared) -> Result<Answer, response::ResponseError> {
+/// Reads an upstream's head and writes the client's into the scratch's `out`. `None` where another endpoint is to answer,
+/// and the request stands there still.
+fn render(
+    tx: &mut Transaction,
+    head: &[u8],
+    plan: &Plan,
+    shared: &Shared,
+) -> Result<Option<Answer>, response::ResponseError> {
     let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
     let head = response::parse(head, &mut storage, plan.asked)?;
+    if head.status >= 400
+        && attempt::again_for_status(tx, plan, head.status, progress(Ok(()), shared.upload_done.get(), shared))
+    {
+        return Ok(None);
+    }
     let framing = match (head.framing, tx.version) {
         (Framing::Chunked | Framing::Close, Version::Http11) => Framing::Chunked,
         (Framing::Chunked | Framing::Close, Version::Http10) => Framing::Close,
@@ -412,13 +477,13 @@ fn render(tx: &mut Transaction, head: &[u8], plan: &Plan, shared: &Shared) -> Re
     };
     tx.scratch.out.clear();
     response::write(&head, &returning, &mut tx.scratch.out);
-    Ok(Answer {
+    Ok(Some(Answer {
         status: head.status,
         upstream_framing: head.framing,
         upstream_persistent: head.persistent,
         framing,
         client_persistent,
-    })
+    }))
 }
 
 /// Sends what stands in the scratch's `out` to the client.

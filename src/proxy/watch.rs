@@ -50,6 +50,8 @@ pub struct Watch {
     side: Side,
     read_until: Cell<Millis>,
     write_until: Cell<Millis>,
+    /// Whether writes may take as long as they like.
+    writes_freely: Cell<bool>,
     /// How long the pending write may go without progress.
     write_time: Cell<Millis>,
     /// What the kernel had still to deliver when the pending write was last looked at, in bytes.
@@ -86,14 +88,26 @@ impl Watch {
     /// Gives the write that begins at `now` so long for each step forward: a byte that the kernel takes, or that the peer
     /// acknowledges.
     fn write_within(&self, now: Millis, time: Millis) {
+        if self.writes_freely.get() {
+            return;
+        }
         self.write_until.set(now.saturating_add(time));
         self.write_time.set(time);
         self.undelivered.set(None);
     }
 
+    /// Whether writes, the pending one among them, have deadlines.
+    pub fn limit_writes(&self, limited: bool) {
+        self.writes_freely.set(!limited);
+        if !limited {
+            self.write_done();
+        }
+    }
+
     /// The next sweep ends both directions.
     pub fn end(&self) {
         self.read_until.set(0);
+        self.writes_freely.set(false);
         self.write_within(0, 0);
     }
 
@@ -134,6 +148,11 @@ impl Watch {
     /// The upstream has just said something, and is waited for again from `now` on.
     pub fn keep_waiting(&self, now: Millis) {
         self.look_at.set(now + 2 * TICK.as_millis() as Millis);
+    }
+
+    /// The upstream has spoken; whether the client takes that in is for the writes to find out.
+    pub fn stop_waiting(&self) {
+        self.look_at.set(NEVER);
     }
 
     /// The wait is over.
@@ -258,6 +277,7 @@ impl Watched {
             side,
             read_until: Cell::new(NEVER),
             write_until: Cell::new(NEVER),
+            writes_freely: Cell::new(false),
             write_time: Cell::new(NEVER),
             undelivered: Cell::new(None),
             look_at: Cell::new(NEVER),

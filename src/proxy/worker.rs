@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::buffers::Buffers;
@@ -11,15 +13,18 @@ use super::lane::Lane;
 use super::ledger::RedisLedger;
 use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
+use super::runtime::IO_URING;
 use super::transaction::Scratch;
 use super::watch::{Millis, Patience, Registry, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
-use crate::snapshot::{EndpointId, OnError, Phase, Seam, Snapshot};
+use crate::snapshot::{self, EndpointId, OnError, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
+use crate::traffic::retry::RetryBudget;
+use crate::traffic::standing::{Health, Standing};
 
 /// Idle upstream connections are looked through once in so many milliseconds.
 const TIDY_EVERY: Millis = 1_000;
@@ -29,6 +34,9 @@ const DRAIN_IDLE: Millis = 1_000;
 
 /// Verified tokens that are remembered.
 const TOKENS_MAX: usize = 16_384;
+
+/// Requests, or pieces of a body, that one connection gets in a row.
+const TURNS: u32 = 16;
 
 /// Lanes kept for reuse.
 const LANES_FREE_MAX: usize = 512;
@@ -106,6 +114,8 @@ pub struct Worker {
     line: RefCell<Vec<u8>>,
     /// Renders times; its caches are the worker's.
     pub clock: RefCell<Clock>,
+    /// Whether an operation that is ready ends without leaving the turn to others, as it does on epoll.
+    hogs: bool,
     started: Instant,
     now: Cell<Millis>,
     ticked: Cell<Instant>,
@@ -127,15 +137,24 @@ pub struct Loaded {
 struct Known {
     endpoints: HashMap<EndpointId, Rc<EndpointState>>,
     /// By the services' names.
-    in_flight: HashMap<Box<str>, Rc<Cell<u32>>>,
+    services: HashMap<Box<str>, Rc<ServiceMemory>>,
 }
 
 impl Known {
     /// Forgets what no snapshot in use names any more.
     fn forget(&mut self) {
         self.endpoints.retain(|_, state| Rc::strong_count(state) > 1);
-        self.in_flight.retain(|_, count| Rc::strong_count(count) > 1);
+        self.services.retain(|_, memory| Rc::strong_count(memory) > 1);
     }
+}
+
+/// A worker's side of a service: what outlives a snapshot.
+#[derive(Debug, Default)]
+pub struct ServiceMemory {
+    /// Requests under way to the service from this worker, whichever snapshot they began with.
+    pub in_flight: Cell<u32>,
+    /// How many retries there may be.
+    pub budget: RefCell<RetryBudget>,
 }
 
 /// A worker's side of a service.
@@ -143,18 +162,20 @@ impl Known {
 pub struct ServiceState {
     /// Chooses an endpoint.
     pub balancer: RefCell<Balancer>,
+    /// Which endpoints it may choose, by their health.
+    pub standing: Standing,
     /// In the order of the snapshot's endpoints.
     pub endpoints: Box<[Rc<EndpointState>]>,
-    /// Requests under way to the service from this worker, whichever snapshot they began with.
-    pub in_flight: Rc<Cell<u32>>,
+    /// What goes on from one snapshot to the next.
+    pub memory: Rc<ServiceMemory>,
 }
 
 impl Worker {
     /// A worker that has adopted the current snapshot. `driver` and `flags` say what it runs on.
     pub fn new(parts: Parts, driver: &'static str, flags: &'static str) -> Worker {
         let mut known = Known::default();
-        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known));
         let now = Instant::now();
+        let loaded = Rc::new(Loaded::new(parts.seam.load(), &mut known, now));
         let on_error = parts.redis.as_ref().map_or(OnError::Local, |redis| redis.on_error);
         let ledger = parts.redis.map(|redis| RedisLedger::start(redis.settings, &redis.prefix, fastrand::u64(..)));
         let limiter = Limiter::new(parts.limits, ledger, on_error);
@@ -179,6 +200,7 @@ impl Worker {
             log: RefCell::new(parts.log),
             line: RefCell::new(Vec::with_capacity(4096)),
             clock: RefCell::new(Clock::default()),
+            hogs: driver != IO_URING,
             started: now,
             now: Cell::new(0),
             ticked: Cell::new(now),
@@ -201,7 +223,7 @@ impl Worker {
         if let (Some(redis), Some(address)) = (self.limiter.redis(), &snapshot.redis) {
             redis.set_address(address);
         }
-        let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut()));
+        let loaded = Rc::new(Loaded::new(snapshot, &mut self.known.borrow_mut(), self.started));
         *self.loaded.borrow_mut() = Rc::clone(&loaded);
         self.seam.adopt(self.index, generation);
         loaded
@@ -273,6 +295,23 @@ impl Worker {
         }
     }
 
+    /// To be called by whatever repeats as long as its peers keep it busy: every so many turns it lets the others have theirs.
+    /// On io_uring each operation does that already; on epoll one connection could keep the worker to itself.
+    pub async fn share(&self, turns: &mut u32) {
+        *turns = turns.wrapping_add(1);
+        if self.hogs && turns.is_multiple_of(TURNS) {
+            let mut has_yielded = false;
+            poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+                true => Poll::Ready(()),
+                false => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            })
+            .await;
+        }
+    }
+
     /// Open client connections.
     pub fn connections(&self) -> u32 {
         self.connections.get()
@@ -306,6 +345,17 @@ impl Worker {
         if now - self.tidied.get() >= TIDY_EVERY {
             self.tidied.set(now);
             self.tidy(now);
+            self.export(instant);
+        }
+    }
+
+    /// Shows others how the endpoints stand.
+    fn export(&self, now: Instant) {
+        let loaded = Rc::clone(&self.loaded.borrow());
+        for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
+            for (endpoint, state) in service.endpoints.iter().zip(&state.endpoints) {
+                state.export(endpoint.id, &self.counters, now);
+            }
         }
     }
 
@@ -325,7 +375,8 @@ impl Worker {
 }
 
 impl Loaded {
-    fn new(snapshot: Arc<Snapshot>, known: &mut Known) -> Loaded {
+    /// `started` is when the coarse clock began.
+    fn new(snapshot: Arc<Snapshot>, known: &mut Known, started: Instant) -> Loaded {
         // What the snapshot does not name again keeps no connection beyond those that are in use.
         known.endpoints.values().for_each(|endpoint| endpoint.retire(true));
         let services = snapshot
@@ -336,6 +387,7 @@ impl Loaded {
                     service.load_balancing,
                     service.endpoints.iter().map(|endpoint| endpoint.weight),
                 )),
+                standing: standing(service, started),
                 endpoints: service
                     .endpoints
                     .iter()
@@ -345,12 +397,21 @@ impl Loaded {
                         Rc::clone(state)
                     })
                     .collect(),
-                in_flight: Rc::clone(known.in_flight.entry(service.name.clone()).or_default()),
+                memory: Rc::clone(known.services.entry(service.name.clone()).or_default()),
             })
             .collect();
         known.endpoints.values().for_each(|endpoint| endpoint.close_if_retired());
         Loaded { snapshot, services }
     }
+}
+
+fn standing(service: &snapshot::Service, started: Instant) -> Standing {
+    let health = service.endpoints.iter().map(|endpoint| match endpoint.health {
+        snapshot::Health::Healthy => Health::Healthy,
+        snapshot::Health::Unhealthy => Health::Unhealthy,
+        snapshot::Health::Returned(at) => Health::Returned(at.saturating_duration_since(started).as_millis() as Millis),
+    });
+    Standing::new(health, service.health.panic_threshold, service.health.slow_start.as_millis() as Millis)
 }
 
 fn unix_time() -> Duration {

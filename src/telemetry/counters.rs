@@ -6,12 +6,14 @@
 //! Series with labels live in open-addressed tables of a fixed size, so that nothing is allocated on the request path
 //! and hostile labels cannot grow them: what does not fit is counted under `other`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::http::method::Method;
 use crate::policy::rate_limit::identity::Kind;
 use crate::snapshot::{EndpointId, RouteId, ServiceId};
+use crate::traffic::breaker::BreakerState;
 
 /// What the counters count, the same for every worker.
 #[derive(Debug, Clone)]
@@ -73,6 +75,8 @@ pub struct Counters {
     pub upstream_stale: Counter,
     /// Requests sent again.
     pub retries: Counter,
+    /// Requests that were not sent again because the retry budget was used up.
+    pub retries_refused: Counter,
     /// Deadlines that fired.
     pub timeouts: Counter,
     /// Samples counted under `other` because a table was full.
@@ -97,8 +101,37 @@ pub struct Counters {
     pub(super) upstream: Table,
     /// By service and kind of identity: count.
     pub(super) rate_limited: Table,
+    /// By endpoint: breaker state, requests in flight, answers, their nanoseconds.
+    pub(super) endpoints: Table,
     bounds: Box<[u64]>,
     enabled: bool,
+}
+
+/// How an endpoint stands on one worker, or on all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointSight {
+    /// Its breaker; the worst of them.
+    pub breaker: BreakerState,
+    /// Requests under way to it.
+    pub in_flight: u32,
+    /// Heads of answers that came from it.
+    pub answers: u64,
+    /// The time from the request to those, in nanoseconds, all together.
+    pub nanos: u64,
+}
+
+const ENDPOINT_COLUMNS: usize = 4;
+
+/// How the endpoint stands on all workers together.
+pub fn endpoint_sight(blocks: &[Arc<Counters>], endpoint: EndpointId) -> EndpointSight {
+    let mut sum = EndpointSight { breaker: BreakerState::Closed, in_flight: 0, answers: 0, nanos: 0 };
+    for row in blocks.iter().filter_map(|block| block.endpoints.find(u64::from(endpoint.0))) {
+        sum.breaker = sum.breaker.max(BreakerState::from_number(row[0].get()));
+        sum.in_flight += row[1].get() as u32;
+        sum.answers += row[2].get();
+        sum.nanos += row[3].get();
+    }
+    sum
 }
 
 /// The key of what did not fit.
@@ -122,6 +155,7 @@ impl Counters {
             upstream_reused: Counter::default(),
             upstream_stale: Counter::default(),
             retries: Counter::default(),
+            retries_refused: Counter::default(),
             timeouts: Counter::default(),
             series_dropped: Counter::default(),
             redis_calls: Counter::default(),
@@ -134,6 +168,7 @@ impl Counters {
             durations: Table::new(histograms, shape.buckets.len() + 2),
             upstream: Table::new(shape.max_series, 1),
             rate_limited: Table::new(shape.max_series.min(4_096), 1),
+            endpoints: Table::new(shape.max_series, ENDPOINT_COLUMNS),
             bounds: shape.buckets.iter().map(|seconds| (seconds * 1e9) as u64).collect(),
             enabled: shape.enabled,
         }
@@ -162,6 +197,17 @@ impl Counters {
     pub fn upstream_answered(&self, endpoint: EndpointId, status: u16) {
         if self.enabled {
             self.row(&self.upstream, u64::from(endpoint.0) << 16 | u64::from(status))[0].add(1);
+        }
+    }
+
+    /// How an endpoint stands on this worker.
+    pub fn endpoint_stands(&self, endpoint: EndpointId, sight: &EndpointSight) {
+        // One that does not fit is not shown: sums of states mean nothing.
+        if let Some(row) = self.endpoints.row(u64::from(endpoint.0)) {
+            row[0].set(sight.breaker as u64);
+            row[1].set(u64::from(sight.in_flight));
+            row[2].set(sight.answers);
+            row[3].set(sight.nanos);
         }
     }
 
@@ -201,6 +247,11 @@ pub(super) fn split_rate_limited_key(key: u64) -> (ServiceId, Kind) {
     (ServiceId((key >> 8) as u16), kind)
 }
 
+/// Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4): the multiplier is 2^64 over the golden ratio.
+fn home(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+}
+
 /// Rows of counters by key: open addressing, linear probing, at most half full; rows are never removed.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -228,8 +279,7 @@ impl Table {
     /// The row of `key`, made if there is none yet; `None` when the table is full.
     fn row(&self, key: u64) -> Option<&[Counter]> {
         let mask = self.keys.len() - 1;
-        // Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4): the multiplier is 2^64 over the golden ratio.
-        let mut slot = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        let mut slot = home(key) & mask;
         loop {
             match self.keys[slot].load(Ordering::Relaxed) {
                 0 if self.used.get() >= self.max as u64 => return None,
@@ -238,6 +288,19 @@ impl Table {
                     self.keys[slot].store(key + 1, Ordering::Release);
                     return Some(self.at(slot));
                 }
+                taken if taken == key + 1 => return Some(self.at(slot)),
+                _ => slot = (slot + 1) & mask,
+            }
+        }
+    }
+
+    /// The row of `key`, if there is one.
+    fn find(&self, key: u64) -> Option<&[Counter]> {
+        let mask = self.keys.len() - 1;
+        let mut slot = home(key) & mask;
+        loop {
+            match self.keys[slot].load(Ordering::Acquire) {
+                0 => return None,
                 taken if taken == key + 1 => return Some(self.at(slot)),
                 _ => slot = (slot + 1) & mask,
             }

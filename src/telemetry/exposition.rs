@@ -13,11 +13,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::counters::{
-    Counter, Counters, OTHER, Shape, Table, split_rate_limited_key, split_request_key, split_upstream_key,
+    Counter, Counters, OTHER, Shape, Table, endpoint_sight, split_rate_limited_key, split_request_key,
+    split_upstream_key,
 };
 use super::labels::Labels;
 use super::reloads::{ReloadResult, Reloads};
-use crate::snapshot::Seam;
+use crate::snapshot::{Seam, ServiceKind};
 
 /// What a worker runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +90,11 @@ impl Exposition {
         Exposition { registry }
     }
 
+    /// Exposes what `collector` collects too.
+    pub fn add(&mut self, collector: impl Collector) {
+        self.registry.register_collector(Box::new(collector));
+    }
+
     /// Renders all metrics.
     ///
     /// # Errors
@@ -145,6 +151,7 @@ impl Collector for Sum {
         })?;
         self.encode_workers(&mut encoder)?;
         self.encode_progress(&mut encoder)?;
+        self.encode_breakers(&mut encoder)?;
         gauge(&mut encoder, "api_gateway_build_info", "The build that runs", |mut metric| {
             let labels = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("BUILD_COMMIT"))];
             metric.encode_family(&labels)?.encode_gauge(&1i64)
@@ -218,6 +225,22 @@ impl Sum {
         Ok(())
     }
 
+    /// Those of the endpoints that there are now.
+    fn encode_breakers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "The endpoint's circuit breaker, on the worker where it is worst: 0 closed, 1 half-open, 2 open";
+        gauge(encoder, "api_gateway_circuit_breaker_state", help, |mut metric| {
+            let snapshot = self.progress.seam.load();
+            for service in snapshot.services.iter().filter(|service| service.kind == ServiceKind::Backend) {
+                for endpoint in &service.endpoints {
+                    let sight = endpoint_sight(&self.counters, endpoint.id);
+                    let labels = [("service", &*service.name), ("instance", &*endpoint.instance)];
+                    metric.encode_family(&labels)?.encode_gauge(&(sight.breaker as i64))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn encode_progress(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Progress { seam, reloads } = &self.progress;
         gauge(encoder, "api_gateway_config_generation", "The snapshot last published", |mut metric| {
@@ -249,7 +272,7 @@ impl Sum {
     /// The counters without labels of their own, by worker: their skew is worth seeing.
     fn encode_workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Read = fn(&Counters) -> &Counter;
-        let counters: [(&str, &str, Read); 17] = [
+        let counters: [(&str, &str, Read); 18] = [
             ("connections_accepted", "Client connections accepted", |block| &block.connections_accepted),
             ("accept_errors", "Client connections that could not be accepted", |block| &block.accept_errors),
             ("panics", "Panics caught; each ended one connection", |block| &block.panics),
@@ -262,6 +285,9 @@ impl Sum {
             ("upstream_reused", "Requests that went to a pooled upstream connection", |block| &block.upstream_reused),
             ("upstream_stale", "Pooled upstream connections found closed", |block| &block.upstream_stale),
             ("retries", "Requests sent again", |block| &block.retries),
+            ("retries_refused", "Requests not sent again because the retry budget was used up", |block| {
+                &block.retries_refused
+            }),
             ("timeouts", "Deadlines that fired", |block| &block.timeouts),
             ("redis_calls", "Commands sent to Redis", |block| &block.redis_calls),
             ("redis_writes", "Writes that carried commands to Redis", |block| &block.redis_writes),

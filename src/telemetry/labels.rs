@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::snapshot::{EndpointId, RouteId, ServiceId};
 
 /// The most endpoints that get a name of their own in a process's life. Later ones are counted as `other`, and still have
-/// an identity each: connections are pooled by it.
-const ENDPOINTS_MAX: usize = 65_536;
+/// an identity each, another in every snapshot: connections are pooled by it.
+pub const ENDPOINTS_MAX: usize = 65_536;
 
 /// Names by identity. The same name gets the same identity for the process's life, whatever snapshot it comes from.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ struct Names {
     services: Vec<String>,
     rate_limits: Vec<String>,
     endpoints: Vec<(String, String)>,
+    /// The authority that each (service, address) was first an endpoint by; [`ENDPOINTS_MAX`] at most.
+    owners: Vec<(String, String, String)>,
     /// Endpoints that came when there was no name left.
     nameless: u32,
 }
@@ -38,6 +40,7 @@ impl Labels {
             services: vec!["other".to_owned()],
             rate_limits: Vec::new(),
             endpoints,
+            owners: Vec::new(),
             nameless: 0,
         }))
     }
@@ -94,6 +97,24 @@ impl Labels {
         })
     }
 
+    /// The identity of the endpoint of a service at `address` that is sent `authority`, and what it is called: its address;
+    /// with the authority before it when another one of the service was there first, since those are two endpoints.
+    pub fn endpoint_of(&self, service: &str, authority: &str, address: &str) -> (EndpointId, String) {
+        let is_owner = {
+            let owners = &mut self.names().owners;
+            match owners.iter().find(|(s, a, _)| s == service && a == address) {
+                Some((_, _, owner)) => owner == authority,
+                None if owners.len() >= ENDPOINTS_MAX => false,
+                None => {
+                    owners.push((service.to_owned(), address.to_owned(), authority.to_owned()));
+                    true
+                }
+            }
+        };
+        let instance = if is_owner { address.to_owned() } else { format!("{authority}/{address}") };
+        (self.endpoint(service, &instance), instance)
+    }
+
     /// The `endpoint` label of a route; `other` for what no table had room for.
     pub fn route_name(&self, id: RouteId) -> String {
         self.names().routes.get(usize::from(id.0)).cloned().unwrap_or_else(|| "other".to_owned())
@@ -126,5 +147,18 @@ mod tests {
         assert_ne!(endpoint, labels.endpoint("llm", "a:1"));
         assert_eq!(labels.endpoint("sms", "a:1"), endpoint);
         assert_eq!(labels.endpoint_name(endpoint), ("sms".to_owned(), "a:1".to_owned()));
+    }
+
+    #[test]
+    fn two_names_of_an_address_are_two_endpoints() {
+        let labels = Labels::new();
+        let (first, plain) = labels.endpoint_of("sms", "a:80", "10.0.0.1:80");
+        let (second, qualified) = labels.endpoint_of("sms", "b:80", "10.0.0.1:80");
+        assert_eq!((plain.as_str(), qualified.as_str()), ("10.0.0.1:80", "b:80/10.0.0.1:80"));
+        assert_ne!(first, second);
+        // Whichever of them is asked for, and in which order.
+        assert_eq!(labels.endpoint_of("sms", "b:80", "10.0.0.1:80").0, second);
+        assert_eq!(labels.endpoint_of("sms", "a:80", "10.0.0.1:80").0, first);
+        assert_eq!(labels.endpoint_of("llm", "b:80", "10.0.0.1:80").1, "10.0.0.1:80");
     }
 }

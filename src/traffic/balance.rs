@@ -1,7 +1,7 @@
 //! Which endpoint takes the next request.
 //!
-//! A [`Balancer`] knows endpoints only by their index and weight. Whether one may take traffic, and how many requests it
-//! has, is asked of the caller at each pick, so that health, breakers and attempts already made need no second home here.
+//! A [`Balancer`] knows endpoints only by their index and weight. Whether one may take traffic, how much of its weight it
+//! has just now, and how many requests it has, is asked of the caller at each pick, so that health, breakers and attempts already made need no second home here.
 //! A pick looks at every endpoint, once or twice: at most 256 of them, usually two to eight.
 //!
 //! Each worker balances for itself, and every new snapshot starts afresh. The first pick therefore begins at a drawn
@@ -27,6 +27,9 @@ pub enum Algorithm {
     Random,
 }
 
+/// The whole of an endpoint's weight; less of it while the endpoint starts slowly.
+pub const FULL_SHARE: u32 = 1_000;
+
 /// Chooses endpoints for one service on one worker.
 #[derive(Debug)]
 pub struct Balancer(State);
@@ -51,18 +54,20 @@ impl Balancer {
 
     /// The index of the endpoint for the next request; `None` when none is usable.
     ///
-    /// `usable` says whether an endpoint may take traffic and was not tried for this request already, `in_flight` how many
-    /// requests this worker has on it, `draw` is uniformly random.
+    /// `usable` says whether an endpoint may take traffic and was not tried for this request already, `share` how much of
+    /// its weight it has just now, 1 to [`FULL_SHARE`], `in_flight` how many requests this worker has on it; `draw` is
+    /// uniformly random.
     pub fn pick(
         &mut self,
         draw: u64,
         usable: impl Fn(usize) -> bool,
+        share: impl Fn(usize) -> u32,
         in_flight: impl Fn(usize) -> u32,
     ) -> Option<usize> {
         match &mut self.0 {
-            State::RoundRobin(state) => state.pick(draw, usable),
-            State::LeastConnections(state) => state.pick(draw, usable, in_flight),
-            State::Random(state) => state.pick(draw, usable),
+            State::RoundRobin(state) => state.pick(draw, usable, share),
+            State::LeastConnections(state) => state.pick(draw, usable, share, in_flight),
+            State::Random(state) => state.pick(draw, usable, share),
         }
     }
 }
@@ -85,7 +90,7 @@ mod tests {
     fn no_endpoint_at_all() {
         for algorithm in ALGORITHMS {
             let mut balancer = Balancer::new(algorithm, std::iter::empty());
-            assert_eq!(balancer.pick(7, |_| true, |_| 0), None, "{algorithm:?}");
+            assert_eq!(balancer.pick(7, |_| true, |_| FULL_SHARE, |_| 0), None, "{algorithm:?}");
         }
     }
 
@@ -93,7 +98,7 @@ mod tests {
     fn a_weight_of_zero_is_taken_as_one() {
         for algorithm in ALGORITHMS {
             let mut balancer = Balancer::new(algorithm, [0].into_iter());
-            assert_eq!(balancer.pick(u64::MAX, |_| true, |_| u32::MAX), Some(0), "{algorithm:?}");
+            assert_eq!(balancer.pick(u64::MAX, |_| true, |_| FULL_SHARE, |_| u32::MAX), Some(0), "{algorithm:?}");
         }
     }
 
@@ -103,9 +108,42 @@ mod tests {
             let mut first = [0; 4];
             for draw in super::testing::draws(1).take(4_000) {
                 let mut balancer = Balancer::new(algorithm, [5; 4].into_iter());
-                first[balancer.pick(draw, |_| true, |_| 0).unwrap()] += 1;
+                first[balancer.pick(draw, |_| true, |_| FULL_SHARE, |_| 0).unwrap()] += 1;
             }
             assert!(first.iter().all(|count| (850..1_150).contains(count)), "{algorithm:?} {first:?}");
+        }
+    }
+
+    /// How often each of two endpoints is chosen while the second has only `share` of its weight, and `busy` requests are
+    /// in flight all the time.
+    fn counts(algorithm: Algorithm, weights: [u16; 2], share: u32, busy: usize) -> [u32; 2] {
+        let mut balancer = Balancer::new(algorithm, weights.into_iter());
+        let mut in_flight = std::collections::VecDeque::new();
+        let mut counts = [0; 2];
+        for draw in super::testing::draws(9).take(20_000) {
+            let on = |index: usize| in_flight.iter().filter(|&&on| on == index).count() as u32;
+            let chosen =
+                balancer.pick(draw, |_| true, |index| if index == 1 { share } else { FULL_SHARE }, on).unwrap();
+            counts[chosen] += 1;
+            in_flight.push_back(chosen);
+            if in_flight.len() > busy {
+                in_flight.pop_front();
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn a_part_of_the_weight_is_a_part_of_the_requests() {
+        for algorithm in ALGORITHMS {
+            for (weights, share) in [([1, 1], 100), ([1, 1], 500), ([3, 1], 300), ([1, 4], 250), ([7, 7], 1_000)] {
+                let [first, second] = weights.map(f64::from);
+                let part = second * f64::from(share) / 1_000.0;
+                let expected = 20_000.0 * part / (first + part);
+                let [_, actual] = counts(algorithm, weights, share, 100);
+                let near = (expected * 0.1).max(60.0);
+                assert!((f64::from(actual) - expected).abs() < near, "{algorithm:?} {weights:?} {share}: {actual}");
+            }
         }
     }
 
@@ -120,7 +158,8 @@ mod tests {
                 for &(draw, seed, of_eight) in &rounds {
                     let noise = |index: usize| super::testing::mix(seed.wrapping_add(index as u64));
                     let usable = |index: usize| noise(index) % 8 < of_eight;
-                    let chosen = balancer.pick(draw, usable, |index| noise(index + 1_000) as u32);
+                    let share = |index: usize| 1 + noise(index + 2_000) as u32 % FULL_SHARE;
+                    let chosen = balancer.pick(draw, usable, share, |index| noise(index + 1_000) as u32);
                     match chosen {
                         Some(index) => prop_assert!(index < weights.len() && usable(index), "{:?}", algorithm),
                         None => prop_assert!(!(0..weights.len()).any(usable), "{:?}", algorithm),

@@ -458,3 +458,18 @@ fn a_body_that_breaks_off_is_never_taken_for_a_whole_one() {
         }
     }
 }
+
+#[test]
+fn an_answer_that_asks_for_an_upgrade_says_to_what() {
+    let backend = Backend::answering(
+        "HTTP/1.1 426 Upgrade Required\r\nUpgrade: x/1\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n",
+    );
+    let gateway = gateway_to(&backend);
+    let mut client = gateway.connect();
+    client.send("GET /api HTTP/1.1\r\nHost: a\r\n\r\n");
+    let answer = client.response();
+    assert_eq!(
+        (answer.status, answer.header("upgrade"), answer.header("connection")),
+        (426, Some("x/1"), Some("Upgrade"))
+    );
+}

@@ -1,10 +1,14 @@
 //! The gateway does the same on io_uring and on epoll, and finds out which one it may use.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Backend, Gate, Gateway, PatternCheck, pattern, service};
+use crate::support::{Backend, Gate, Gateway, PatternCheck, pattern, service, until};
 
 /// Starts the rest of its command line in a process that may not use io_uring, as Docker's default profile has it.
 const WITHOUT_IO_URING: &str = r#"
@@ -163,4 +167,31 @@ fn every_worker_has_its_own_listener() {
         (0..200).any(|_| gateway.get("/health").text().contains(&format!("\"worker\":{worker},\"workers\":3")))
     };
     assert!((0..3).all(seen));
+}
+
+/// On epoll an operation that is ready does not give up its turn by itself.
+#[test]
+fn a_busy_client_leaves_others_their_turn() {
+    for driver in ["io_uring", "epoll"] {
+        let gateway = Gateway::start_with(&format!("driver = \"{driver}\""), "");
+        let done = Arc::new(AtomicBool::new(false));
+        let mut flooding = gateway.connect();
+        let mut sender = flooding.sender();
+        let flood = "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2_000);
+        let (writes, reads) = (Arc::clone(&done), Arc::clone(&done));
+        let writer = thread::spawn(move || while !writes.load(Ordering::Relaxed) && sender.try_send(&flood).is_ok() {});
+        let reader = thread::spawn(move || while !reads.load(Ordering::Relaxed) && flooding.take(1 << 16).is_ok() {});
+        let counted = "api_gateway_requests_total{method=\"GET\",endpoint=\"/health\",status=\"200\"}";
+        until("the flood runs", || gateway.metric(counted) > 10_000.0);
+        for _ in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(gateway.get("/livez").status, 200);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{driver}: {:?}", begun.elapsed());
+        }
+        done.store(true, Ordering::Relaxed);
+        // Whoever is blocked is so until the gateway is gone.
+        drop(gateway);
+        writer.join().expect("no panic");
+        reader.join().expect("no panic");
+    }
 }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Connection;
-use crate::support::{Backend, Gate, Gateway, kernel, pattern, service, until_still};
+use crate::support::{Backend, Gate, Gateway, kernel, pattern, service, until, until_still};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -186,4 +186,66 @@ fn a_silent_upstream_is_waited_for_no_longer_by_an_expectation() {
     assert_eq!((answer.status, answer.reason().as_str()), (504, "upstream_timeout"));
     assert!((400..2_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     assert!(client.is_closed(), "whether the body follows is not known");
+}
+
+/// The upstream goes on with its answer, though it does not take the rest of the request.
+#[test]
+fn a_stream_lives_on_while_its_upload_is_stuck() {
+    let backend = Backend::start_small(|connection| {
+        connection.head()?;
+        send_slowly(connection, 30)
+    });
+    let lines = "[services.api.limits]\nbody_bytes = 0\n[services.api.timeouts]\nidle_body = \"1s\"";
+    let gateway = Gateway::start(&service("api", &[backend.url()], lines));
+    let mut client = gateway.connect();
+    client.send("POST /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: stuck\r\nContent-Length: 50000000\r\n\r\n");
+    let mut sender = client.sender();
+    let sending = thread::spawn(move || sender.try_send(pattern(0, 50_000_000)));
+    client.head();
+    let pieces = (0..).map_while(|_| client.chunk().ok().filter(|chunk| !chunk.is_empty())).count();
+    assert_eq!(pieces, 30);
+    let line = gateway.logged("stuck");
+    assert_eq!((&line["status"], &line["error"]), (&200.into(), &serde_json::Value::Null), "{line}");
+    // The connection is closed with what was not read of it.
+    assert!(sending.join().expect("no panic").is_err());
+}
+
+/// With the whole body at hand nobody waits for leave to send it, whatever the upstream says of that.
+#[test]
+fn a_100_after_the_whole_request_changes_no_deadline() {
+    let backend = Backend::start(|connection| {
+        connection.request()?;
+        connection.send("HTTP/1.1 100 Continue\r\n\r\n")?;
+        connection.rest();
+        Ok(())
+    });
+    let lines = "[services.api.timeouts]\nresponse_header = \"1s\"\nidle_body = \"1s\"";
+    let gateway = Gateway::start(&service("api", &[backend.url()], lines));
+    let request = |body: &str| {
+        format!("POST /api HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n{body}")
+    };
+    let mut client = gateway.connect();
+    client.send(request("hello"));
+    assert!(client.head().starts_with("HTTP/1.1 100 "));
+    assert_eq!(client.response().status, 504);
+    // And one that leaves is noticed.
+    let mut leaving = gateway.connect();
+    leaving.send(request("hello"));
+    leaving.head();
+    drop(leaving);
+    until("nothing is under way", || gateway.metric("api_gateway_active_requests") == 1.0);
+}
+
+#[test]
+fn who_has_begun_to_send_a_body_is_expected_to_go_on() {
+    let backend = Backend::start(|connection| {
+        connection.head()?;
+        connection.rest();
+        Ok(())
+    });
+    let lines = "[services.api.timeouts]\nresponse_header = \"500ms\"\nidle_body = \"1s\"";
+    let gateway = Gateway::start(&service("api", &[backend.url()], lines));
+    let mut client = gateway.connect();
+    client.send("POST /api HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 50\r\n\r\nhello");
+    assert_eq!(client.response().status, 408, "it is not the upstream's fault");
 }

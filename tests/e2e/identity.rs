@@ -121,3 +121,30 @@ fn forwarded_is_written_when_asked_for() {
     let both = format!("{trusting}\nforwarded = true");
     check(&both, "Forwarded: for=1.2.3.4\r\n", Some(&format!("for=1.2.3.4, {own}")));
 }
+
+/// Backends in the tradition of CGI read `X_User_Id` as `X-User-Id`.
+#[test]
+fn names_that_are_read_as_others_do_not_pass() {
+    let backend = Backend::echo();
+    let gateway = gateway_to(&backend);
+    let forged = [
+        "X_User_Id: root",
+        "x-auth_scopes: admin",
+        "X_AUTH_METHOD: jwt",
+        "X_Forwarded_For: 1.2.3.4",
+        "X_Forwarded-Proto: https",
+        "Transfer_Encoding: chunked",
+        "Content_Length: 7",
+    ];
+    let fields: String = forged.iter().map(|field| format!("{field}\r\n")).collect();
+    let answer = gateway.send(format!(
+        "GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}X_Other: kept\r\nuser_id: kept\r\n\r\n"
+    ));
+    assert_eq!(answer.status, 200);
+    let request = backend.last();
+    for field in forged {
+        let name = field.split(':').next().expect("a name");
+        assert_eq!(request.header(name), None, "{name}");
+    }
+    assert_eq!((request.header("x_other"), request.header("user_id")), (Some("kept"), Some("kept")));
+}

@@ -65,6 +65,8 @@ fn malformed_heads() {
         ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         ("CONNECT", b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 405),
         ("unknown expectation", b"POST /api HTTP/1.1\r\nHost: a\r\nExpect: magic\r\nContent-Length: 2\r\n\r\nhi", 417),
+        ("a space in the target", b"GET /api/a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("two spaces", b"GET /api  HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("HTTP/2.0", b"GET /api HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         ("HTTP/1.2", b"GET /api HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         ("HTTP/0.9 named", b"GET /api HTTP/0.9\r\nHost: a\r\n\r\n", 505),

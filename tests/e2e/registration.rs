@@ -98,7 +98,7 @@ fn an_instance_comes_and_goes() {
     until("it gets nothing", || share(&gateway, &second) == 0);
     for method in ["PUT", "DELETE", "GET"] {
         let answer = ask(&gateway, method, at, "");
-        assert_eq!((answer.status, answer.reason().as_str()), (404, "instance_unknown"), "{method}");
+        assert_eq!((answer.status, answer.reason().as_str()), (404, "unknown_instance"), "{method}");
     }
     // One that is configured as well is there once.
     register(&gateway, &first.url(), 30);
@@ -126,7 +126,7 @@ fn without_a_sign_of_life_it_is_forgotten() {
                 until("it is forgotten", || listed(gateway).is_empty());
                 let lived = alive.elapsed();
                 assert!(lived > Duration::from_millis(4_900) && lived < Duration::from_secs(6), "{lived:?}");
-                assert_eq!(ask(gateway, "PUT", &at, "").reason(), "instance_unknown");
+                assert_eq!(ask(gateway, "PUT", &at, "").reason(), "unknown_instance");
             });
         }
     });
@@ -216,11 +216,11 @@ fn what_is_refused() {
     let long = format!("{{\"url\": \"http://127.0.0.1:1\"{}}}", " ".repeat(20_000));
     check(&long, 413, "body_too_large");
     let unknown = ask(&gateway, "POST", "/api/v1/services/nobody/instances", &url("http://127.0.0.1:1"));
-    assert_eq!((unknown.status, unknown.reason().as_str()), (404, "service_unknown"));
+    assert_eq!((unknown.status, unknown.reason().as_str()), (404, "unknown_service"));
     let unknown = ask(&gateway, "GET", "/api/v1/services/%ff/instances", "");
-    assert_eq!((unknown.status, unknown.reason().as_str()), (404, "service_unknown"));
+    assert_eq!((unknown.status, unknown.reason().as_str()), (404, "unknown_service"));
     let management = ask(&gateway, "POST", "/api/v1/services/management/instances", &url("http://127.0.0.1:1"));
-    assert_eq!(management.reason(), "service_unknown", "the gateway's own service takes nobody");
+    assert_eq!(management.reason(), "unknown_service", "the gateway's own service takes nobody");
     for id in ["x", "0123456789ABCDEF", "%ff", "0123456789abcdef0"] {
         assert_eq!(ask(&gateway, "PUT", &format!("{PATH}/{id}"), "").status, 404, "{id}");
     }

@@ -157,3 +157,33 @@ fn a_request_that_begins_behind_an_empty_line_has_its_time() {
     assert!((200..2_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     assert!(client.is_closed());
 }
+
+/// A close with unread bytes is a reset, which throws away what the kernel still has to deliver.
+#[test]
+fn a_last_answer_is_whole_whatever_its_client_says_meanwhile() {
+    let backend = sends_much();
+    let gateway = gateway_to(&backend);
+    for request in ["GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET /api HTTP/1.0\r\nHost: a\r\n\r\n"]
+    {
+        let mut client = gateway.connect_small();
+        client.send(request);
+        client.head();
+        client.send("\r\n");
+        thread::sleep(PAUSE);
+        read_slowly(|length| client.take(length)).expect("the whole answer");
+        assert!(client.is_closed());
+    }
+}
+
+#[test]
+fn a_client_that_closed_its_side_may_read_slowly_what_is_there() {
+    let backend = sends_much();
+    let gateway = gateway_to(&backend);
+    let mut client = gateway.connect_small();
+    client.send("GET /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: half\r\nConnection: close\r\n\r\n");
+    client.head();
+    client.finish();
+    thread::sleep(4 * PAUSE);
+    read_slowly(|length| client.take(length)).expect("the whole answer");
+    assert_eq!(gateway.logged("half")["status"], 200);
+}

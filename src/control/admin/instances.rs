@@ -17,7 +17,7 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{method_not_allowed, problem};
+use super::{allow_only, problem_about};
 use crate::control::build::MANAGEMENT_BODY_BYTES;
 use crate::control::config;
 use crate::control::registry::book::{Entry, Put};
@@ -31,17 +31,17 @@ use crate::policy::auth::{AuthError, Presented};
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// The routes below `/api/v1/services`.
-pub(super) fn routes(registry: Arc<Registry>) -> Router {
+pub fn routes(registry: Arc<Registry>) -> Router {
     let collection = "/api/v1/services/{service}/instances";
     let one = "/api/v1/services/{service}/instances/{id}";
     Router::new()
-        .route(collection, get(list).post(register).fallback(|request| method_not_allowed("GET, HEAD, POST", request)))
+        .route(collection, get(list).post(register).fallback(async |request| allow_only("GET, HEAD, POST", &request)))
         .route(
             one,
             put(renew)
                 .get(show)
                 .delete(deregister)
-                .fallback(|request| method_not_allowed("GET, HEAD, PUT, DELETE", request)),
+                .fallback(async |request| allow_only("GET, HEAD, PUT, DELETE", &request)),
         )
         .with_state(registry)
 }
@@ -167,8 +167,8 @@ impl Refusal {
             ),
             Refusal::Registry(error) => {
                 let (status, reason) = match error {
-                    RegistryError::UnknownService => (StatusCode::NOT_FOUND, "service_unknown"),
-                    RegistryError::UnknownInstance => (StatusCode::NOT_FOUND, "instance_unknown"),
+                    RegistryError::UnknownService => (StatusCode::NOT_FOUND, "unknown_service"),
+                    RegistryError::UnknownInstance => (StatusCode::NOT_FOUND, "unknown_instance"),
                     RegistryError::Full => (StatusCode::CONFLICT, "instances_full"),
                     RegistryError::Refused(refused) => (StatusCode::UNPROCESSABLE_ENTITY, refused.reason()),
                     RegistryError::Away(_) => (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable"),
@@ -176,7 +176,7 @@ impl Refusal {
                 (status, reason, error.to_string())
             }
         };
-        let mut answer = problem(status, reason, &detail, request);
+        let mut answer = problem_about(status, reason, &detail, &request.headers, &request.uri);
         let headers = answer.headers_mut();
         match self {
             Refusal::Key(_) | Refusal::WrongKey => {

@@ -1,6 +1,6 @@
 //! `[admin]` and `[discovery]`: who may register instances, and where these may be.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,8 +24,10 @@ pub struct Admin {
 /// `[discovery]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discovery {
-    /// How long after a name was resolved it is resolved again, 1 s to 24 h.
+    /// How long after a name was resolved it is resolved again at the latest, 1 s to 24 h; its TTL may ask for it earlier.
     pub dns_refresh: Duration,
+    /// The DNS servers that are asked in place of the system's; at most 8. Empty: the system's.
+    pub dns_server: Vec<SocketAddr>,
     /// Where registered instances may be; `None`: anywhere but where no backend is.
     pub allow: Option<Vec<Allowed>>,
 }
@@ -57,6 +59,10 @@ pub(super) fn discovery(section: Section<'_>) -> Discovery {
     let allow = section.list("allow", 0..=ALLOWED_MAX, allowed);
     Discovery {
         dns_refresh: section.read("dns_refresh", second * 30, |node| node.duration(second..=second * 86_400)),
+        dns_server: section
+            .list("dns_server", 0..=8, tables::dns_server)
+            .map(|servers| servers.into_iter().map(|(server, _)| server).collect())
+            .unwrap_or_default(),
         allow: allow.map(|entries| entries.into_iter().map(|(entry, _)| entry).collect()),
     }
 }
@@ -66,7 +72,9 @@ fn allowed(node: &Node) -> Result<Allowed, String> {
     if text.starts_with("unix:") {
         return match endpoint::url(text)? {
             EndpointUrl::Unix(path) => Ok(Allowed::Unix(path)),
-            EndpointUrl::Address { .. } | EndpointUrl::Name { .. } => Err("must name a socket".to_owned()),
+            EndpointUrl::Address { .. } | EndpointUrl::Name { .. } | EndpointUrl::Srv { .. } => {
+                Err("must name a socket".to_owned())
+            }
         };
     }
     if text == "*" {

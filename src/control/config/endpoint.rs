@@ -9,15 +9,16 @@ use super::{EndpointUrl, route};
 /// The longest path of a Unix socket: `sun_path` less its final NUL (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Reads `http://host[:port]` or `unix:/path`.
+/// Reads `http://host[:port]`, `srv+http://name` or `unix:/path`.
 pub(super) fn url(text: &str) -> Result<EndpointUrl, String> {
     let (scheme, rest) = text.split_once(':').ok_or("must be a URL, http://host:port or unix:/path")?;
     match scheme.to_ascii_lowercase().as_str() {
         "http" => http(rest.strip_prefix("//").ok_or("must be a URL, http://host:port")?),
+        "srv+http" => srv(rest.strip_prefix("//").ok_or("must be a URL, srv+http://_service._tcp.name")?),
         "unix" => unix(rest),
         "https" => Err("TLS to backends is not supported yet; use http:// or unix:".to_owned()),
         _ if !text.contains("://") => Err("must be a URL, http://host:port or unix:/path".to_owned()),
-        _ => Err(format!("has the unknown scheme {scheme:?}; http:// and unix: are supported")),
+        _ => Err(format!("has the unknown scheme {scheme:?}; http://, srv+http:// and unix: are supported")),
     }
 }
 
@@ -37,6 +38,20 @@ fn unix(path: &str) -> Result<EndpointUrl, String> {
 }
 
 fn http(rest: &str) -> Result<EndpointUrl, String> {
+    authority(bare_authority(rest)?, 80)
+}
+
+fn srv(rest: &str) -> Result<EndpointUrl, String> {
+    let name = bare_authority(rest)?.to_ascii_lowercase();
+    if name.contains(':') {
+        return Err("must have no port: the SRV records name it".to_owned());
+    }
+    route::check_name(name.strip_suffix('.').unwrap_or(&name))?;
+    Ok(EndpointUrl::Srv { name })
+}
+
+/// The authority of a URL that has nothing else.
+fn bare_authority(rest: &str) -> Result<&str, String> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     if authority.contains('@') {
@@ -51,7 +66,7 @@ fn http(rest: &str) -> Result<EndpointUrl, String> {
     if tail.len() > 1 {
         return Err("must not have a path: requests are sent to the path that is left after the prefix".to_owned());
     }
-    self::authority(authority, 80)
+    Ok(authority)
 }
 
 /// Reads `host[:port]`, a name or an address.
@@ -105,6 +120,7 @@ impl fmt::Display for EndpointUrl {
             EndpointUrl::Address { authority, .. } | EndpointUrl::Name { authority, .. } => {
                 write!(f, "http://{authority}")
             }
+            EndpointUrl::Srv { name } => write!(f, "srv+http://{name}"),
             EndpointUrl::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -125,6 +141,7 @@ mod tests {
             host: host.to_owned(),
             port,
         };
+        let srv = |name: &str| EndpointUrl::Srv { name: name.to_owned() };
         for (input, expected) in [
             ("http://127.0.0.1:9001", address("127.0.0.1:9001", "127.0.0.1:9001")),
             ("http://127.0.0.1", address("127.0.0.1", "127.0.0.1:80")),
@@ -134,6 +151,8 @@ mod tests {
             ("http://Backend.internal:9001", name("backend.internal:9001", "backend.internal", 9001)),
             ("http://my_app", name("my_app", "my_app", 80)),
             ("http://a.example.:81", name("a.example.:81", "a.example.", 81)),
+            ("srv+http://_SMS._tcp.example", srv("_sms._tcp.example")),
+            ("srv+http://sms.service.consul./", srv("sms.service.consul.")),
             ("unix:/run/app.sock", EndpointUrl::Unix("/run/app.sock".into())),
             ("unix:///run/app.sock", EndpointUrl::Unix("/run/app.sock".into())),
         ] {
@@ -170,6 +189,14 @@ mod tests {
             ("http://999.0.0.1:80", "last label"),
             ("http://a b:80", "host name"),
             ("http://é:80", "host name"),
+            ("srv+http:_a._tcp.b", "must be a URL"),
+            ("srv+http://_a._tcp.b:80", "no port"),
+            ("srv+http://[::1]", "no port"),
+            ("srv+http://127.0.0.1", "last label"),
+            ("srv+http://u@_a._tcp.b", "credentials"),
+            ("srv+http://_a._tcp.b/x", "path"),
+            ("srv+http://", "host name"),
+            ("srv+https://_a._tcp.b", "unknown scheme"),
             ("unix:run/app.sock", "absolute path"),
             ("unix:", "absolute path"),
             ("unix:/", "must name a socket"),

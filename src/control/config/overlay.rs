@@ -16,6 +16,7 @@ pub(super) const NAMED: &[(&str, &str)] = &[
     ("JWT_SECRET_KEY", "auth.jwt.secret"),
     ("RATE_LIMIT_REQUESTS", "rate_limit.requests"),
     ("RATE_LIMIT_WINDOW", "rate_limit.window"),
+    ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "circuit_breaker.failure_threshold"),
 ];
 
 const PREFIX: &str = "RINGWAY_";

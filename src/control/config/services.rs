@@ -4,16 +4,17 @@ use std::collections::HashSet;
 
 use crate::http::method::{Method, MethodSet};
 use crate::policy::auth::Mode;
-use crate::snapshot::{Limits, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
 use super::cors::CorsSettings;
 use super::credentials;
 use super::error::{ConfigError, Place};
+use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
-use super::{EndpointSpec, Service, endpoint, keys, route, tables};
+use super::{EndpointSpec, EndpointUrl, Service, endpoint, keys, resilience, route, tables};
 
 /// So many that each keeps an identity of its own in the counters over thousands of reloads.
 const SERVICES_MAX: usize = 1_024;
@@ -27,9 +28,12 @@ const RESERVED_NAME: &str = "management";
 pub(super) struct Global<'a> {
     pub(super) limits: &'a Limits,
     pub(super) timeouts: &'a Timeouts,
+    pub(super) breaker: &'a BreakerPolicy,
+    pub(super) retry: &'a RetryPolicy,
     /// Whether there is any way to tell who a client is.
     pub(super) knows_clients: bool,
     pub(super) rate_limits: &'a RateLimits,
+    pub(super) health: &'a HealthSettings,
     pub(super) cors: &'a CorsSettings,
     /// Whether instances may register themselves: a service needs no other endpoints then.
     pub(super) takes_instances: bool,
@@ -71,9 +75,11 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, knows_clients, rate_limits, cors, takes_instances } = global;
+    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors, takes_instances } =
+        global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
+    let (own_breaker, own_retry) = (section.path("circuit_breaker"), section.path("retry"));
     Service {
         name: name.to_owned(),
         prefix: prefix(section, place),
@@ -89,10 +95,16 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         }),
         limits: tables::limits(Section::of(&own_limits, section.node("limits"), section.errors), limits),
         timeouts: tables::timeouts(Section::of(&own_timeouts, section.node("timeouts"), section.errors), timeouts),
+        breaker: resilience::breaker(
+            Section::of(&own_breaker, section.node("circuit_breaker"), section.errors),
+            breaker,
+        ),
+        retry: resilience::retry(Section::of(&own_retry, section.node("retry"), section.errors), retry),
         auth: mode(section, place, knows_clients),
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),
         rate_limits: limits::of_service(section, rate_limits),
+        health: health::of_service(section, health),
         cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
     }
 }
@@ -136,7 +148,11 @@ fn endpoint(section: Section<'_>, path: &str, node: &Node) -> Result<Option<Endp
         own.missing("url", &node.place, "where the endpoint is, such as \"http://127.0.0.1:9001\"");
     }
     let weight = own.read("weight", 1, |node| Ok(node.integer(1..=1_000)? as u16));
-    Ok(own.get("url", |node| endpoint::url(node.text()?)).map(|url| EndpointSpec { url, weight }))
+    let url = own.get("url", |node| endpoint::url(node.text()?));
+    if let (Some(EndpointUrl::Srv { .. }), Some(node)) = (&url, own.node("weight")) {
+        section.errors.reject(&own.path("weight"), node, "is what the SRV records say; remove it");
+    }
+    Ok(url.map(|url| EndpointSpec { url, weight }))
 }
 
 /// Notes every key of the table `node`, an element of an array, that is none of `known`.

@@ -51,7 +51,7 @@ impl Config {
         };
         let place = match &server.address {
             EndpointUrl::Address { authority, .. } | EndpointUrl::Name { authority, .. } => authority.clone(),
-            EndpointUrl::Unix(path) => format!("unix:{}", path.display()),
+            url @ (EndpointUrl::Unix(_) | EndpointUrl::Srv { .. }) => url.to_string(),
         };
         format!("in Redis at {place}, database {}, on_error {on_error}", server.database)
     }

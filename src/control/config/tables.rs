@@ -1,6 +1,6 @@
 //! Every table but the services': keys, defaults, ranges.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{Config, Driver, Level, Metrics, Server, Workers, credentials, limits, services, units};
+use super::{Config, Driver, Level, Metrics, Server, Workers, credentials, limits, resilience, services, units};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
@@ -22,11 +22,17 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let limiting = table("rate_limit");
     let rate_limits = limits::rate_limits(limiting, &limits::DEFAULT_RATE_LIMITS);
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
+    let health = super::health::health(table("health"), &super::health::defaults());
+    let breaker = resilience::breaker(table("circuit_breaker"), &resilience::default_breaker());
+    let retry = resilience::retry(table("retry"), &resilience::default_retry());
     let global = services::Global {
         limits: &limits,
         timeouts: &timeouts,
+        breaker: &breaker,
+        retry: &retry,
         knows_clients: credentials::is_any_configured(clients),
         rate_limits: &rate_limits,
+        health: &health,
         cors: &cors,
         takes_instances: table("admin").node("key_hash").is_some(),
     };
@@ -44,6 +50,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
         auth,
         rate_limits,
+        health,
         cors,
         limits,
         timeouts,
@@ -142,6 +149,16 @@ fn level(section: Section<'_>) -> Level {
         node.choice(&[("error", Level::Error), ("warn", Level::Warn), ("info", Level::Info), ("debug", Level::Debug)])
     })
 }
+
+/// `10.0.0.2`, `10.0.0.2:53`, `[fd00::2]:53`.
+pub(super) fn dns_server(node: &Node) -> Result<SocketAddr, String> {
+    let text = node.text()?;
+    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT)));
+    let problem = "must be the address of a DNS server, such as \"10.0.0.2:53\" or \"[fd00::2]:53\"";
+    address.filter(|address| address.port() > 0).ok_or_else(|| problem.to_owned())
+}
+
+const DNS_PORT: u16 = 53;
 
 /// `[limits]` over `base`: the built-in ones for the global table, the global ones for a service's.
 pub(super) fn limits(section: Section<'_>, base: &Limits) -> Limits {

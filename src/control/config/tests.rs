@@ -59,7 +59,9 @@ fn what_is_written_is_what_holds() {
         server = { host = "::1", port = 0, workers = 2, pin = false, driver = "epoll", trusted_proxies = ["10.1.2.3/8", "::1"] }
         limits = { header_bytes = 4096, body_bytes = 0 }
         timeouts = { connect = 0.5, idle_body = "90s" }
+        health = { fall = 7, slow_start = 0 }
         logging = { format = "text", level = "debug", sample = 0, redact = ["Token"] }
+        discovery = { dns_refresh = "5s", dns_server = ["10.0.0.2", "[::1]:5353"] }
         [services.z]
         prefix = "/"
         endpoints = ["http://h:1"]
@@ -69,6 +71,8 @@ fn what_is_written_is_what_holds() {
         methods = ["GET", "POST"]
         hosts = ["B.com", "a.com", "b.com"]
         load_balancing = "random"
+        health_path = "/ready?deep=1"
+        health = { interval = "1s", rise = 1, expected_status = [204, "300-302"], panic_threshold = 0.25 }
         limits.requests_in_flight = 3
         timeouts.connect = "1s"
         "#,
@@ -83,6 +87,8 @@ fn what_is_written_is_what_holds() {
     assert_eq!(config.timeouts.connect, Duration::from_millis(500));
     assert_eq!((config.logging.format, config.level, config.logging.sample), (LogFormat::Text, Level::Debug, 0.0));
     assert_eq!(*config.logging.redact, [Box::from("token")]);
+    assert_eq!(config.discovery.dns_refresh.as_secs(), 5);
+    assert_eq!(config.discovery.dns_server, ["10.0.0.2:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
 
     let [sms, z] = config.services.as_slice() else { panic!("two services, by name") };
     assert_eq!((sms.prefix.as_str(), z.prefix.as_str()), ("/sms", "/"));
@@ -92,6 +98,12 @@ fn what_is_written_is_what_holds() {
     assert_eq!(sms.load_balancing, Algorithm::Random);
     assert_eq!((sms.limits.requests_in_flight, sms.limits.header_bytes), (3, 4_096));
     assert_eq!((sms.timeouts.connect.as_secs(), sms.timeouts.idle_body.as_secs()), (1, 90));
+    let crate::snapshot::StatusRange { first, last } = sms.health.expected_status[1];
+    assert_eq!((sms.health.path.as_deref(), first, last), (Some("/ready?deep=1"), 300, 302));
+    assert_eq!((sms.health.rise, sms.health.fall, sms.health.panic_threshold), (1, 7, 250));
+    assert_eq!((sms.health.interval.as_secs(), sms.health.timeout.as_secs()), (1, 1), "what is inherited gives way");
+    assert_eq!(sms.health.policy().slow_start, Duration::ZERO);
+    assert_eq!((z.health.path.as_deref(), z.health.timeout.as_secs(), z.health.fall), (None, 2, 7));
     assert_eq!((z.methods, &z.limits, &z.timeouts), (MethodSet::ALL, &config.limits, &config.timeouts));
 }
 

@@ -1,6 +1,6 @@
 //! What a registered instance is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -69,16 +69,6 @@ impl Registered {
     /// Those of `service`, in the order of their identities.
     pub fn of(&self, service: &str) -> &[EndpointSpec] {
         self.0.get(service).map_or(&[], Vec::as_slice)
-    }
-
-    /// The names that have to be resolved, with their ports.
-    pub fn names(&self) -> BTreeSet<(String, u16)> {
-        let urls = self.0.values().flatten().map(|spec| &spec.url);
-        urls.filter_map(|url| match url {
-            EndpointUrl::Name { host, port, .. } => Some((host.clone(), *port)),
-            EndpointUrl::Address { .. } | EndpointUrl::Unix(_) => None,
-        })
-        .collect()
     }
 
     /// Takes one more.

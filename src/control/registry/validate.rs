@@ -98,6 +98,7 @@ pub fn url(text: &str, allow: Option<&[Allowed]>) -> Result<EndpointUrl, Refused
             let authority = if port == 80 { host.clone() } else { format!("{host}:{port}") };
             Ok(EndpointUrl::Name { authority, host, port })
         }
+        EndpointUrl::Srv { .. } => Err(Refused::Url("must be http://host:port".to_owned())),
         EndpointUrl::Unix(path) => match has_socket(&path, allow) {
             true => Ok(EndpointUrl::Unix(path)),
             false => Err(Refused::NotAllowed(format!("unix:{}", path.display()))),
@@ -109,12 +110,12 @@ pub fn url(text: &str, allow: Option<&[Allowed]>) -> Result<EndpointUrl, Refused
 ///
 /// # Errors
 /// [`Refused::Unresolved`] when there is none, else for the first that may not be.
-pub fn addresses(host: &str, addresses: &[SocketAddr], allow: Option<&[Allowed]>) -> Result<(), Refused> {
+pub fn addresses(host: &str, addresses: &[IpAddr], allow: Option<&[Allowed]>) -> Result<(), Refused> {
     if addresses.is_empty() {
         return Err(Refused::Unresolved(host.to_owned()));
     }
     let is_named = is_named(host, allow);
-    addresses.iter().try_for_each(|address| ip(address.ip(), is_named, allow))
+    addresses.iter().try_for_each(|address| ip(*address, is_named, allow))
 }
 
 /// Whether requests to the instance at `url` may be sent to `address`, which is where it is at this moment, by rules that
@@ -398,13 +399,14 @@ mod tests {
     #[test]
     fn what_names_may_stand_for() {
         let check = |host: &str, ips: &[&str], allow: Option<&[&str]>, expected: Result<(), &str>| {
-            let found: Vec<SocketAddr> =
-                ips.iter().map(|ip| SocketAddr::new(ip.parse().expect("an address"), 80)).collect();
+            let found: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().expect("an address")).collect();
             let allow = allow.map(list);
             let result = addresses(host, &found, allow.as_deref());
             assert_eq!(result.as_ref().err().map(Refused::reason), expected.err(), "{host} {ips:?}");
             let url = EndpointUrl::Name { authority: host.to_owned(), host: host.to_owned(), port: 80 };
-            let permitted = found.iter().all(|address| permits(&url, &Address::Tcp(*address), allow.as_deref()));
+            let permitted = found
+                .iter()
+                .all(|address| permits(&url, &Address::Tcp(SocketAddr::new(*address, 80)), allow.as_deref()));
             assert_eq!(permitted && !found.is_empty(), expected.is_ok(), "{host} {ips:?}");
         };
         check("a", &["10.0.0.1", "::1"], None, Ok(()));

@@ -54,6 +54,21 @@ impl<'o> Line<'o> {
         self.escaped(key, value, PATH_MAX, redact);
     }
 
+    /// Pairs, separated by spaces; none at all leave the field out.
+    pub(super) fn tries(&mut self, key: &str, tries: &[super::Try<'_>]) {
+        let Some((first, others)) = tries.split_first() else { return };
+        self.key(key);
+        // As text, the equals sign asks for quotes.
+        self.out.push(b'"');
+        push_try(first, self.out);
+        for other in others {
+            self.out.push(b' ');
+            push_try(other, self.out);
+        }
+        self.out.push(b'"');
+        self.separate();
+    }
+
     pub(super) fn number(&mut self, key: &str, value: u64) {
         self.key(key);
         push_decimal(value, self.out);
@@ -202,6 +217,12 @@ fn push_character(character: char, out: &mut Vec<u8>) {
         }
         _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
     }
+}
+
+fn push_try(one: &super::Try<'_>, out: &mut Vec<u8>) {
+    push_escaped(one.instance.as_bytes(), out);
+    out.push(b'=');
+    out.extend_from_slice(one.error.as_bytes());
 }
 
 fn push_decimal(mut number: u64, out: &mut Vec<u8>) {

@@ -28,6 +28,10 @@ const FULL: AccessRecord<'_> = AccessRecord {
     user: "alice",
     rate_limited: false,
     retries: 1,
+    tried: &[
+        Try { instance: "10.0.0.1:80", error: "upstream_closed" },
+        Try { instance: "10.0.0.2:80", error: "upstream_timeout" },
+    ],
     breaker: "closed",
     error: Some("none"),
 };
@@ -53,6 +57,7 @@ const BARE: AccessRecord<'_> = AccessRecord {
     user: "",
     rate_limited: false,
     retries: 0,
+    tried: &[],
     breaker: "",
     error: None,
 };
@@ -77,6 +82,7 @@ fn a_full_json_line() {
             r#""path":"/api/v1/sms/send?to=1&token=***","route":"/api/v1/sms","service":"sms","#,
             r#""instance":"127.0.0.1:9001","status":202,"duration_ms":12.345,"upstream_ms":9.001,"#,
             r#""bytes_in":512,"bytes_out":2048,"auth":"jwt","user":"alice","rate_limited":false,"retries":1,"#,
+            r#""tried":"10.0.0.1:80=upstream_closed 10.0.0.2:80=upstream_timeout","#,
             r#""breaker":"closed","error":"none"}"#,
             "\n"
         )
@@ -93,6 +99,7 @@ fn a_full_text_line() {
             r#"path="/api/v1/sms/send?to=1&token=***" route=/api/v1/sms service=sms "#,
             "instance=127.0.0.1:9001 status=202 duration_ms=12.345 upstream_ms=9.001 ",
             "bytes_in=512 bytes_out=2048 auth=jwt user=alice rate_limited=false retries=1 ",
+            "tried=\"10.0.0.1:80=upstream_closed 10.0.0.2:80=upstream_timeout\" ",
             "breaker=closed error=none\n"
         )
     );
@@ -224,7 +231,7 @@ proptest! {
         let record = AccessRecord {
             unix_ms, request_id, trace_id, worker, client, method, path, route, service, instance, status,
             duration: durations.0, upstream: durations.1, bytes_in, bytes_out, auth, user,
-            rate_limited: unix_ms % 2 == 0, retries, breaker, error: Some(error),
+            rate_limited: unix_ms % 2 == 0, retries, tried: &[], breaker, error: Some(error),
         };
         let json = line(&record, LogFormat::Json);
         prop_assert_eq!(json.find(|character: char| character.is_control()), Some(json.len() - 1));

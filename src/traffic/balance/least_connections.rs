@@ -22,14 +22,16 @@ impl LeastConnections {
         &mut self,
         draw: u64,
         usable: impl Fn(usize) -> bool,
+        share: impl Fn(usize) -> u32,
         in_flight: impl Fn(usize) -> u32,
     ) -> Option<usize> {
         let count = self.weights.len();
         let first = self.first.unwrap_or_else(|| super::scale(draw, count as u64) as usize);
         let mut best: Option<(usize, u64, u64)> = None;
         for index in (first..count).chain(0..first).filter(|&index| usable(index)) {
-            let (load, weight) = (u64::from(in_flight(index)) + 1, u64::from(self.weights[index]));
-            // load / weight < best_load / best_weight; both products are below 2^49.
+            let (load, weight) =
+                (u64::from(in_flight(index)) + 1, u64::from(self.weights[index]) * u64::from(share(index)));
+            // load / weight < best_load / best_weight; both products are below 2^53.
             if best.is_none_or(|(_, best_load, best_weight)| load * best_weight < best_load * weight) {
                 best = Some((index, load, weight));
             }
@@ -44,6 +46,7 @@ impl LeastConnections {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::FULL_SHARE;
     use super::super::testing::draws;
     use super::*;
 
@@ -52,7 +55,7 @@ mod tests {
         let check = |weights: &[u16], in_flight: &[u32], expected: usize| {
             let mut balancer = LeastConnections::new(weights.iter().copied());
             assert_eq!(
-                balancer.pick(0, |_| true, |index| in_flight[index]),
+                balancer.pick(0, |_| true, |_| FULL_SHARE, |index| in_flight[index]),
                 Some(expected),
                 "{weights:?} {in_flight:?}"
             );
@@ -71,7 +74,8 @@ mod tests {
     fn equals_take_turns() {
         let mut balancer = LeastConnections::new([2; 5].into_iter());
         let in_flight = [1, 0, 1, 0, 0];
-        let chosen: Vec<_> = (0..9).map(|_| balancer.pick(0, |_| true, |index| in_flight[index]).unwrap()).collect();
+        let chosen: Vec<_> =
+            (0..9).map(|_| balancer.pick(0, |_| true, |_| FULL_SHARE, |index| in_flight[index]).unwrap()).collect();
         assert_eq!(chosen, [1, 3, 4, 1, 3, 4, 1, 3, 4]);
     }
 
@@ -96,7 +100,8 @@ mod tests {
             if let Some(endpoint) = endpoint {
                 in_flight[endpoint] -= 1;
             }
-            let chosen = balancer.pick(draw(), |_| true, |index| in_flight[index]).expect("all are usable");
+            let chosen =
+                balancer.pick(draw(), |_| true, |_| FULL_SHARE, |index| in_flight[index]).expect("all are usable");
             in_flight[chosen] += 1;
             ends.insert((now + 1 + draw() % 40, client, Some(chosen)));
         }

@@ -11,9 +11,16 @@ impl Random {
         Random { weights: weights.collect() }
     }
 
-    pub(super) fn pick(&self, draw: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
-        let candidates =
-            || self.weights.iter().map(|&weight| u64::from(weight)).enumerate().filter(|&(index, _)| usable(index));
+    pub(super) fn pick(
+        &self,
+        draw: u64,
+        usable: impl Fn(usize) -> bool,
+        share: impl Fn(usize) -> u32,
+    ) -> Option<usize> {
+        let candidates = || {
+            let usable = self.weights.iter().enumerate().filter(|&(index, _)| usable(index));
+            usable.map(|(index, &weight)| (index, u64::from(weight) * u64::from(share(index))))
+        };
         let total = candidates().map(|(_, weight)| weight).sum();
         let mut left = super::scale(draw, total);
         for (index, weight) in candidates() {
@@ -29,6 +36,7 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FULL_SHARE;
     use super::super::testing::draws;
     use super::*;
 
@@ -38,9 +46,9 @@ mod tests {
         for (draw, all, without_second) in
             [(0, 0, 0), (1 << 62, 1, 0), (1 << 63, 1, 2), ((1 << 63) | (1 << 62), 2, 2), (u64::MAX, 2, 2)]
         {
-            assert_eq!(balancer.pick(draw, |_| true), Some(all), "{draw:x}");
-            assert_eq!(balancer.pick(draw, |index| index != 1), Some(without_second), "{draw:x}");
-            assert_eq!(balancer.pick(draw, |_| false), None, "{draw:x}");
+            assert_eq!(balancer.pick(draw, |_| true, |_| FULL_SHARE), Some(all), "{draw:x}");
+            assert_eq!(balancer.pick(draw, |index| index != 1, |_| FULL_SHARE), Some(without_second), "{draw:x}");
+            assert_eq!(balancer.pick(draw, |_| false, |_| FULL_SHARE), None, "{draw:x}");
         }
     }
 
@@ -59,7 +67,7 @@ mod tests {
             let rounds = 100_000;
             let mut counts = vec![0u32; weights.len()];
             for draw in draws(seed).take(rounds) {
-                counts[balancer.pick(draw, usable).expect("some are usable")] += 1;
+                counts[balancer.pick(draw, usable, |_| FULL_SHARE).expect("some are usable")] += 1;
             }
             let chi_square: f64 = (0..weights.len())
                 .filter(|&index| usable(index))

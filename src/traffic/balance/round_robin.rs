@@ -26,25 +26,31 @@ impl RoundRobin {
     }
 
     /// `draw` only tells where the rotation starts.
-    pub(super) fn pick(&mut self, draw: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(super) fn pick(
+        &mut self,
+        draw: u64,
+        usable: impl Fn(usize) -> bool,
+        share: impl Fn(usize) -> u32,
+    ) -> Option<usize> {
         if !self.started {
             self.started = true;
             for _ in 0..super::scale(draw, self.turns.len() as u64) {
-                self.turn(|_| true);
+                self.turn(|_| true, |_| super::FULL_SHARE);
             }
         }
-        self.turn(usable)
+        self.turn(usable, share)
     }
 
-    fn turn(&mut self, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    fn turn(&mut self, usable: impl Fn(usize) -> bool, share: impl Fn(usize) -> u32) -> Option<usize> {
         let mut gained = 0;
         let mut best: Option<(usize, i64)> = None;
         for (index, turn) in self.turns.iter_mut().enumerate() {
             if !usable(index) {
                 continue;
             }
-            turn.credit += i64::from(turn.weight);
-            gained += i64::from(turn.weight);
+            let weight = i64::from(turn.weight) * i64::from(share(index));
+            turn.credit += weight;
+            gained += weight;
             if best.is_none_or(|(_, credit)| turn.credit > credit) {
                 best = Some((index, turn.credit));
             }
@@ -59,6 +65,7 @@ impl RoundRobin {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::FULL_SHARE;
     use super::*;
 
     #[test]
@@ -67,7 +74,7 @@ mod tests {
             let mut rotation = RoundRobin::new(weights.iter().copied());
             let actual: String = expected
                 .chars()
-                .map(|_| char::from(b'a' + rotation.pick(0, |_| true).expect("all are usable") as u8))
+                .map(|_| char::from(b'a' + rotation.pick(0, |_| true, |_| FULL_SHARE).expect("all are usable") as u8))
                 .collect();
             assert_eq!(actual, expected, "{weights:?}");
         };
@@ -83,7 +90,7 @@ mod tests {
         let mut rotation = RoundRobin::new([1, 1, 2].into_iter());
         let mut counts = [0; 3];
         for _ in 0..300 {
-            counts[rotation.pick(0, |index| index != 1).unwrap()] += 1;
+            counts[rotation.pick(0, |index| index != 1, |_| FULL_SHARE).unwrap()] += 1;
         }
         assert_eq!(counts, [100, 0, 200]);
         assert_eq!(rotation.turns[1].credit, 0, "nothing is saved up while away");
@@ -103,8 +110,8 @@ mod tests {
         ) {
             let total: usize = weights.iter().map(|&weight| usize::from(weight)).sum();
             let mut rotation = RoundRobin::new(weights.iter().copied());
-            let cycle: Vec<_> = (0..total).map(|_| rotation.pick(draw, |_| true).unwrap()).collect();
-            let again: Vec<_> = (0..total).map(|_| rotation.pick(draw, |_| true).unwrap()).collect();
+            let cycle: Vec<_> = (0..total).map(|_| rotation.pick(draw, |_| true, |_| FULL_SHARE).unwrap()).collect();
+            let again: Vec<_> = (0..total).map(|_| rotation.pick(draw, |_| true, |_| FULL_SHARE).unwrap()).collect();
             prop_assert_eq!(&cycle, &again, "the cycle repeats");
             for (index, &weight) in weights.iter().enumerate() {
                 let weight = usize::from(weight);
@@ -120,10 +127,10 @@ mod tests {
             weights in proptest::collection::vec(1u16..=1_000, 1..20),
             masks in proptest::collection::vec(any::<u32>(), 1..400),
         ) {
-            let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
+            let total: i64 = weights.iter().map(|&weight| i64::from(weight) * i64::from(FULL_SHARE)).sum();
             let mut rotation = RoundRobin::new(weights.iter().copied());
             for mask in masks {
-                rotation.pick(0, |index| mask >> index & 1 == 1);
+                rotation.pick(0, |index| mask >> index & 1 == 1, |index| 1 + mask.rotate_left(index as u32) % FULL_SHARE);
                 prop_assert_eq!(rotation.turns.iter().map(|turn| turn.credit).sum::<i64>(), 0);
                 prop_assert!(rotation.turns.iter().all(|turn| turn.credit.abs() <= total * weights.len() as i64));
             }

@@ -88,7 +88,8 @@ impl Backend {
         Backend::start_on(listener, script)
     }
 
-    fn start_on(
+    /// The same, on a listener of the test's own.
+    pub fn start_on(
         listener: TcpListener,
         script: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
     ) -> Backend {
@@ -118,8 +119,13 @@ impl Backend {
 
     /// Answers every request with `answer`.
     pub fn answering(answer: impl Into<String>) -> Backend {
+        Backend::answering_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"), answer)
+    }
+
+    /// The same, where the test says.
+    pub fn answering_on(listener: TcpListener, answer: impl Into<String>) -> Backend {
         let answer = answer.into();
-        Backend::start(move |connection| {
+        Backend::start_on(listener, move |connection| {
             loop {
                 connection.request()?;
                 connection.send(&answer)?;

@@ -35,6 +35,11 @@ impl Response {
         String::from_utf8(self.body.clone()).expect("UTF-8")
     }
 
+    /// The `reason` of a problem document; `None` for another answer.
+    pub fn reason_or_none(&self) -> Option<String> {
+        self.header("x-gateway-error").map(|_| self.reason())
+    }
+
     /// The `reason` of a problem document, checked against the header field.
     pub fn reason(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");

@@ -90,9 +90,16 @@ fn configuration(server: &str, tables: &str) -> String {
         toml.push_str("workers = 1\n");
     }
     writeln!(toml, "{server}\n{}", open_to_all(tables)).expect("strings take everything");
-    // Tests ask as often as they like, unless that is what they are about.
+    // Tests ask and fail as often as they like, unless that is what they are about.
     if !tables.contains("rate_limit") {
         toml.push_str("[rate_limit]\nenabled = false\n");
+    }
+    if !tables.contains("circuit_breaker") {
+        toml.push_str("[circuit_breaker]\nenabled = false\n");
+    }
+    // Backends see the test's own connections alone, unless checks are what it is about.
+    if !tables.contains("health") {
+        toml.push_str("[health]\nenabled = false\n");
     }
     toml
 }

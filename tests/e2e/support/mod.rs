@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod dns;
 pub mod gateway;
 pub mod kernel;
 

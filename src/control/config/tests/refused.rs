@@ -54,6 +54,9 @@ fn one_value_out_of_its_range() {
         ("[logging]\nsample = 1.5", "c.toml:2:10: logging.sample = 1.5", "must be a number from 0.0 to 1.0".into()),
         ("[logging]\nredact = [1]", "c.toml:2:11: logging.redact[0] = 1", "must be a string".into()),
         ("[discovery]\ndns_refresh = \"100ms\"", "", "must be a duration from 1s to 24h".into()),
+        ("[discovery]\ndns_server = \"10.0.0.2\"", "", "must be an array".into()),
+        ("[discovery]\ndns_server = [\"dns.example\"]", "", "must be the address of a DNS server".into()),
+        ("[discovery]\ndns_server = [\"10.0.0.2:0\"]", "", "must be the address of a DNS server".into()),
         ("server = 5", "c.toml:1:10: server = 5", "must be a table, [server]".into()),
         ("services = []", "c.toml:1:12: services = []", "must be a table, [services]".into()),
         ("services.sms = 1", "c.toml:1:16: services.sms = 1", "must be a table, [services.sms]".into()),
@@ -94,11 +97,38 @@ fn a_service_that_is_wrong() {
             "endpoints = [{ url = \"http://a\", weight = 0 }]",
             "c.toml:3:43: services.sms.endpoints[0].weight = 0: must be a",
         ),
+        (
+            "endpoints = [{ url = \"srv+http://_a._tcp.b\", weight = 2 }]",
+            "c.toml:3:55: services.sms.endpoints[0].weight = 2: is what the SRV records say; remove it",
+        ),
         ("endpoints = [{ url = \"x\" }]", "c.toml:3:22: services.sms.endpoints[0].url = \"x\": must be a URL"),
         ("endpoints = [{ weight = 1 }]", "c.toml:3:14: services.sms.endpoints[0].url: missing: where the endpoint is"),
         (
             "endpoints = [{ url = \"http://a\", wieght = 1 }]",
             "c.toml:3:34: services.sms.endpoints[0].wieght: unknown key; did you mean `weight`?",
+        ),
+        ("health_path = \"health\"", "c.toml:3:15: services.sms.health_path = \"health\": must begin with \"/\""),
+        ("health_path = \"/a b\"", "c.toml:3:15: services.sms.health_path = \"/a b\": must be visible ASCII"),
+        ("health.fall = 0", "c.toml:3:15: services.sms.health.fall = 0: must be a whole number from 1 to 100"),
+        (
+            "health.interval = \"0.5s\"",
+            "c.toml:3:19: services.sms.health.interval = \"0.5s\": must be a duration from 1s",
+        ),
+        (
+            "health = { interval = \"5s\", timeout = \"6s\" }",
+            "c.toml:3:39: services.sms.health.timeout = \"6s\": must not be longer than the interval",
+        ),
+        (
+            "health.panic_threshold = 50",
+            "c.toml:3:26: services.sms.health.panic_threshold = 50: must be a number from 0.0 to 1.0",
+        ),
+        (
+            "health.expected_status = [200, \"399-300\"]",
+            "c.toml:3:32: services.sms.health.expected_status[1] = \"399-300\": must be a status from 200 to 599",
+        ),
+        (
+            "health.expected_status = [100]",
+            "c.toml:3:27: services.sms.health.expected_status[0] = 100: must be a status",
         ),
         ("methods = []", "c.toml:3:11: services.sms.methods = []: must have 1 to 10 elements"),
         (

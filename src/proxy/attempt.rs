@@ -1,0 +1,230 @@
+//! Which endpoint a request goes to, and whether it goes to another one when that has failed.
+//!
+//! The rules are those of [`breaker`](crate::traffic::breaker) and [`retry`](crate::traffic::retry); here they meet the
+//! request's record and the worker's state. A request holds one breaker's permit at a time, which its record gives back
+//! whatever becomes of it.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::failure::{BREAKER_OPEN, Failure, NO_ENDPOINT};
+use super::transaction::Transaction;
+use super::upstream::Plan;
+use super::watch::{Millis, TICK, Watched};
+use crate::http::problem::Problem;
+use crate::http::request;
+use crate::snapshot::{Phase, ServiceKind, Timeouts};
+use crate::traffic::breaker::{BreakerState, Permit, Verdict};
+use crate::traffic::retry::{self, ATTEMPTS_MAX};
+
+/// What a request remembers of its tries.
+#[derive(Debug, Default)]
+pub struct Tries {
+    /// The tries that failed: the endpoint's index, and why.
+    failed: [(u16, &'static str); ATTEMPTS_MAX as usize],
+    failures: u8,
+    /// When the last answer is due, whatever the number of tries.
+    due: Option<Millis>,
+    /// The breaker's leave for the try under way.
+    pub permit: Option<Permit>,
+}
+
+impl Tries {
+    /// The endpoints that failed, by their index, and why, in their order.
+    pub fn failed(&self) -> &[(u16, &'static str)] {
+        &self.failed[..usize::from(self.failures)]
+    }
+
+    fn has_tried(&self, endpoint: usize) -> bool {
+        self.failed().iter().any(|&(tried, _)| usize::from(tried) == endpoint)
+    }
+
+    fn note(&mut self, endpoint: usize, why: &'static str) {
+        if let Some(slot) = self.failed.get_mut(usize::from(self.failures)) {
+            *slot = (endpoint as u16, why);
+            self.failures += 1;
+        }
+    }
+}
+
+/// How far a try came before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing of the request was sent.
+    NotSent,
+    /// All that was read of the request is at hand to be sent again.
+    AtHand,
+    /// Something of the request's body is gone, or something of an answer was passed on.
+    Gone,
+}
+
+/// Chooses the endpoint of the request's first try; its index.
+///
+/// # Errors
+/// 503: no endpoint is healthy, or the breakers of all that are refuse.
+pub fn choose(tx: &mut Transaction) -> Result<usize, Problem> {
+    let now = tx.started();
+    let Some(chosen) = pick(tx, now) else { return Err(refusal(tx, now)) };
+    let loaded = Rc::clone(&tx.loaded);
+    if let Some(index) = tx.service_index() {
+        loaded.services[index].memory.budget.borrow_mut().note_request(now);
+    }
+    enter(tx, chosen, now);
+    Ok(chosen)
+}
+
+/// Tries again after `failure`, where the rules allow it: then the request stands ready for another endpoint in the scratch's
+/// `out`, and `Ok(true)` is returned after a pause. `failure` has been the endpoint's, not the client's.
+///
+/// # Errors
+/// The pause was cut short: the client has left, or the drain's time is over.
+pub async fn again(
+    tx: &mut Transaction,
+    client: &Watched,
+    plan: &Plan,
+    failure: Failure,
+    progress: Progress,
+) -> Result<bool, Failure> {
+    let is_prepared = match failure {
+        Failure::UpstreamStatus => true,
+        failure => failure.is_endpoints() && prepare(tx, plan, failure.word(), progress),
+    };
+    if !is_prepared {
+        return Ok(false);
+    }
+    let pause = match tx.service() {
+        Some((service, _)) => retry::backoff(&service.retry.settings, tx.tries.failures, tx.worker.draw()),
+        None => Duration::ZERO,
+    };
+    wait(tx, client, pause).await?;
+    Ok(true)
+}
+
+/// The same for an answer with `status` that has come and has not been passed on: whether it is left where it is.
+pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress: Progress) -> bool {
+    let endpoint = match tx.service() {
+        Some((service, _)) if service.retry.is_retried(status) => tx.endpoint().map(|endpoint| endpoint.id),
+        _ => return false,
+    };
+    let is_prepared = prepare(tx, plan, "upstream_status", progress);
+    if is_prepared && let Some(endpoint) = endpoint {
+        tx.worker.counters.upstream_answered(endpoint, status);
+    }
+    is_prepared
+}
+
+/// Moves the request on to another endpoint, if it may be sent again and there is one.
+fn prepare(tx: &mut Transaction, plan: &Plan, why: &'static str, progress: Progress) -> bool {
+    let loaded = Rc::clone(&tx.loaded);
+    let (Some(index), Some(current)) = (tx.service_index(), tx.endpoint_index()) else { return false };
+    let (service, state) = (&loaded.snapshot.services[index], &loaded.services[index]);
+    if !may_repeat(tx, plan, progress) {
+        return false;
+    }
+    let now = Instant::now();
+    tx.worker.set_now(now);
+    if tx.tries.due.is_some_and(|due| tx.worker.now() >= due) {
+        return false;
+    }
+    let Some(chosen) = pick(tx, now) else { return false };
+    if !state.memory.budget.borrow_mut().try_take(&service.retry.settings, now) {
+        tx.worker.counters.retries_refused.add(1);
+        return false;
+    }
+    tx.settle(Verdict::Failure, now);
+    tx.tries.note(current, why);
+    enter(tx, chosen, now);
+    tx.retries += 1;
+    request::replace_host(&mut tx.scratch.out, service.endpoints[chosen].authority.as_bytes());
+    true
+}
+
+/// Whether there may be another try after this one.
+pub fn may_repeat(tx: &Transaction, plan: &Plan, progress: Progress) -> bool {
+    let Some((service, _)) = tx.service() else { return false };
+    let settings = &service.retry.settings;
+    let is_safe = match progress {
+        Progress::NotSent => true,
+        Progress::AtHand => plan.is_idempotent,
+        Progress::Gone => false,
+    };
+    settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures + 1 < settings.attempts
+}
+
+/// When the head of the answer is due. A try that another may follow gets `retry.try_timeout`; and all of them together
+/// no more time than one alone would get.
+pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> Millis {
+    let last = *tx.tries.due.get_or_insert(tx.worker.after(timeouts.response_header));
+    let try_timeout = tx.service().and_then(|(service, _)| service.retry.try_timeout);
+    match try_timeout {
+        Some(timeout) if may_repeat(tx, plan, Progress::AtHand) => tx.worker.after(timeout).min(last),
+        _ => last,
+    }
+}
+
+/// The balancer's choice among the endpoints that are healthy, not refused by their breakers, and not tried yet.
+fn pick(tx: &Transaction, now: Instant) -> Option<usize> {
+    let (service, state) = tx.service()?;
+    let settings = &service.breaker.settings;
+    let usable = |index: usize| {
+        state.standing.is_usable(index)
+            && state.endpoints[index].breaker.borrow().allows(settings, now)
+            && tx.endpoint_index() != Some(index)
+            && !tx.tries.has_tried(index)
+    };
+    let share = |index: usize| state.standing.share(index, tx.worker.now());
+    let in_flight = |index: usize| state.endpoints[index].in_flight();
+    state.balancer.borrow_mut().pick(tx.worker.draw(), usable, share, in_flight)
+}
+
+/// Takes the request to the endpoint.
+fn enter(tx: &mut Transaction, chosen: usize, now: Instant) {
+    tx.enter_endpoint(chosen);
+    let Some((service, state)) = tx.service() else { return };
+    let mut breaker = state.endpoints[chosen].breaker.borrow_mut();
+    let (seen, permit) = (breaker.state(now), breaker.admit(&service.breaker.settings, now));
+    drop(breaker);
+    tx.breaker = Some(seen);
+    tx.tries.permit = permit;
+}
+
+/// Why no endpoint could be chosen.
+fn refusal(tx: &mut Transaction, now: Instant) -> Problem {
+    let retry_at = tx.service().and_then(|(_, state)| {
+        let usable = (0..state.endpoints.len()).filter(|&index| state.standing.is_usable(index));
+        usable.filter_map(|index| state.endpoints[index].breaker.borrow().retry_at(now)).min()
+    });
+    let Some(retry_at) = retry_at else { return NO_ENDPOINT };
+    tx.breaker = Some(BreakerState::Open);
+    let wait = retry_at.saturating_duration_since(now);
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    BREAKER_OPEN.retry_after(u32::try_from(seconds).unwrap_or(u32::MAX).max(1))
+}
+
+/// Waits, unless there is nobody to wait for.
+async fn wait(tx: &Transaction, client: &Watched, time: Duration) -> Result<(), Failure> {
+    client.wait_for(None, tx.worker.now());
+    let mut left = time;
+    while !left.is_zero() {
+        let step = left.min(TICK);
+        monoio::time::sleep(step).await;
+        left -= step;
+        if tx.worker.seam.phase() >= Phase::Stopping {
+            return Err(Failure::Stopped);
+        }
+        if client.peer_gone() {
+            return Err(Failure::ClientGone);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the request may have to be sent again, so that its body is worth gathering.
+pub fn is_worth_gathering(tx: &Transaction, plan: &Plan, length: u64) -> bool {
+    let Some((service, _)) = tx.service() else { return false };
+    service.kind == ServiceKind::Backend
+        && service.endpoints.len() > 1
+        && length <= service.retry.body_bytes as u64
+        && !plan.expects_continue
+        && may_repeat(tx, plan, Progress::AtHand)
+}

@@ -1,0 +1,227 @@
+//! A request that one endpoint fails is answered by another, where that is safe.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::backend::Connection;
+use crate::support::client::Response;
+use crate::support::{Backend, Gateway, service, until};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 3\r\n\r\nbad";
+
+/// A port that refuses connections.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    format!("http://{}", listener.local_addr().expect("an address"))
+}
+
+/// A backend that reads each request and then does what `fail` says instead of answering.
+fn failing(fail: impl Fn(&mut Connection) -> std::io::Result<()> + Send + Sync + 'static) -> Backend {
+    Backend::start(move |connection| {
+        connection.request()?;
+        fail(connection)
+    })
+}
+
+fn request(gateway: &Gateway, method: &str, id: &str, body: &str) -> Response {
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    gateway.send(format!(
+        "{method} /api/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: {id}\r\n{length}\r\n{body}"
+    ))
+}
+
+/// Asks until both endpoints have been the first choice; returns the statuses.
+fn ask_often(gateway: &Gateway, method: &str, body: &str) -> Vec<u16> {
+    (0..8).map(|index| request(gateway, method, &format!("often-{index}"), body).status).collect()
+}
+
+const PATIENT: &str = "[services.api.retry]\nbudget_minimum = 1000\nbackoff = \"1ms\"\n";
+
+#[test]
+fn what_was_not_sent_goes_elsewhere_whatever_the_method() {
+    let good = Backend::answering(OK);
+    let gateway = Gateway::start(&service("api", &[nobody(), good.url()], PATIENT));
+    for method in ["GET", "POST", "PATCH"] {
+        assert_eq!(ask_often(&gateway, method, "body"), [200; 8], "{method}");
+    }
+    assert!(good.requests().iter().all(|request| request.body == b"body"));
+    assert!(good.requests().iter().all(|request| request.header("host") == Some(&good.address.to_string())));
+    assert!(gateway.metric("api_gateway_retries_total{worker=\"0\"}") >= 12.0);
+}
+
+#[test]
+fn what_was_sent_goes_elsewhere_only_if_twice_is_as_good_as_once() {
+    let fails: [(&str, fn(&mut Connection) -> std::io::Result<()>); 4] = [
+        ("upstream_closed", |_| Ok(())),
+        ("upstream_closed", |connection| {
+            connection.reset();
+            Ok(())
+        }),
+        ("upstream_protocol_error", |connection| connection.send("nonsense\r\n\r\n")),
+        ("upstream_closed", |connection| connection.send("HTTP/1.1 200 OK\r\nConte")),
+    ];
+    for (reason, fail) in fails {
+        let (bad, good) = (failing(fail), Backend::answering(OK));
+        let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], PATIENT));
+        assert_eq!(ask_often(&gateway, "GET", ""), [200; 8], "{reason}");
+        assert_eq!(ask_often(&gateway, "PUT", "body"), [200; 8], "{reason}");
+        let tried = gateway.log.wait_for(|line| line["retries"] == 1);
+        assert_eq!(tried["tried"], format!("{}={reason}", bad.address), "{tried}");
+        assert_eq!(tried["instance"], good.address.to_string());
+        let statuses = ask_often(&gateway, "POST", "body");
+        assert_eq!(statuses.iter().filter(|&&status| status == 502).count(), 4, "{statuses:?}");
+        let posts = bad.requests().iter().filter(|request| request.line().starts_with("POST")).count();
+        assert_eq!(posts, 4, "each went to one endpoint");
+    }
+}
+
+#[test]
+fn an_answer_that_another_endpoint_may_better_is_not_passed_on() {
+    let (bad, good) = (Backend::answering(UNAVAILABLE), Backend::answering(OK));
+    let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], PATIENT));
+    assert_eq!(ask_often(&gateway, "GET", ""), [200; 8]);
+    let statuses = ask_often(&gateway, "POST", "body");
+    assert_eq!(statuses.iter().filter(|&&status| status == 503).count(), 4, "{statuses:?}");
+    // Each answer is counted where it came from.
+    let counted = |backend: &Backend, status: u16| {
+        let instance = backend.address;
+        gateway.metric(&format!(
+            "api_gateway_service_requests_total{{service=\"api\",instance=\"{instance}\",status=\"{status}\"}}"
+        ))
+    };
+    assert_eq!((counted(&bad, 503), counted(&good, 200)), (8.0, 12.0));
+}
+
+#[test]
+fn the_last_answer_is_passed_on_as_it_is() {
+    let bad = [Backend::answering(UNAVAILABLE), Backend::answering(UNAVAILABLE)];
+    let gateway = Gateway::start(&service("api", &[bad[0].url(), bad[1].url()], PATIENT));
+    let answer = request(&gateway, "GET", "last", "");
+    assert_eq!((answer.status, answer.text().as_str(), answer.header("x-gateway-error")), (503, "bad", None));
+    assert_eq!(bad.iter().map(|backend| backend.requests().len()).sum::<usize>(), 2, "each was asked once");
+    assert_eq!(gateway.logged("last")["retries"], 1);
+}
+
+#[test]
+fn attempts_are_all_there_are() {
+    let bad: Vec<Backend> = (0..5).map(|_| failing(|_| Ok(()))).collect();
+    let urls: Vec<String> = bad.iter().map(Backend::url).collect();
+    for (attempts, expected) in [(1, 1), (2, 2), (4, 4)] {
+        let asked = || bad.iter().map(|backend| backend.requests().len()).sum::<usize>();
+        let before = asked();
+        let gateway = Gateway::start(&service("api", &urls, &format!("{PATIENT}attempts = {attempts}")));
+        let answer = request(&gateway, "GET", "all", "");
+        assert_eq!((answer.status, answer.reason().as_str()), (502, "upstream_closed"));
+        assert_eq!(asked() - before, expected, "attempts = {attempts}");
+    }
+    let gateway = Gateway::start(&service("api", &urls, "[services.api.retry]\nenabled = false"));
+    assert_eq!(request(&gateway, "GET", "off", "").status, 502);
+    assert_eq!(gateway.logged("off")["retries"], 0);
+}
+
+#[test]
+fn nothing_is_repeated_once_something_was_passed_on() {
+    let cut = failing(|connection| connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"));
+    let hinting = failing(|connection| connection.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"));
+    for bad in [cut, hinting] {
+        let good = Backend::answering(OK);
+        let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], PATIENT));
+        for index in 0..8 {
+            let mut client = gateway.connect();
+            client.send(format!("GET /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: {index}\r\n\r\n"));
+            let head = client.head();
+            if head.starts_with("HTTP/1.1 103") {
+                assert_eq!(client.response().status, 502);
+            }
+            drop(client);
+            assert_eq!(gateway.logged(&index.to_string())["retries"], 0);
+        }
+        assert_eq!((bad.requests().len(), good.requests().len()), (4, 4));
+    }
+}
+
+#[test]
+fn a_dead_service_is_not_asked_many_times_over() {
+    const REQUESTS: usize = 200;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let bad: Vec<Backend> = (0..3)
+        .map(|_| {
+            let asked = Arc::clone(&asked);
+            failing(move |_| {
+                asked.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            })
+        })
+        .collect();
+    let urls: Vec<String> = bad.iter().map(Backend::url).collect();
+    let lines = "[services.api.retry]\nattempts = 3\nbudget = 0.1\nbudget_minimum = 0\nbackoff = \"0s\"";
+    let gateway = Gateway::start(&service("api", &urls, lines));
+    for index in 0..REQUESTS {
+        assert_eq!(request(&gateway, "GET", &index.to_string(), "").status, 502);
+    }
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked <= REQUESTS + REQUESTS / 10 + 1, "{asked} tries of {REQUESTS} requests");
+    assert!(asked > REQUESTS, "there were some retries");
+    assert!(gateway.metric("api_gateway_retries_refused_total{worker=\"0\"}") > 0.0);
+}
+
+#[test]
+fn a_slow_endpoint_gets_a_part_of_the_time() {
+    let slow = failing(|connection| {
+        connection.rest();
+        Ok(())
+    });
+    let good = Backend::answering(OK);
+    let timeouts = "[services.api.timeouts]\nresponse_header = \"3s\"\n";
+    let lines = format!("{timeouts}{PATIENT}try_timeout = \"200ms\"");
+    let gateway = Gateway::start(&service("api", &[slow.url(), good.url()], &lines));
+    let begun = Instant::now();
+    assert_eq!(ask_often(&gateway, "GET", ""), [200; 8]);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    // With nowhere else to go, or nothing that may be repeated, the whole time is there.
+    let begun = Instant::now();
+    let slowest = (0..2).map(|index| request(&gateway, "POST", &index.to_string(), "x").status).min();
+    assert_eq!((slowest, begun.elapsed() > Duration::from_secs(2)), (Some(200), true));
+}
+
+#[test]
+fn small_bodies_are_gathered_and_large_ones_are_not() {
+    let bad = failing(|_| Ok(()));
+    let good = Backend::answering(OK);
+    let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], &format!("{PATIENT}body_bytes = 1000")));
+    let put = |length: usize| {
+        let mut client = gateway.connect();
+        client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
+        // The body comes for itself.
+        std::thread::sleep(Duration::from_millis(20));
+        client.try_send("b".repeat(length)).map_or(502, |()| client.response().status)
+    };
+    assert_eq!([(); 4].map(|()| put(1_000)), [200; 4]);
+    assert!(good.requests().iter().all(|request| request.body.len() == 1_000));
+    let statuses = [(); 4].map(|()| put(1_001));
+    assert_eq!(statuses.iter().filter(|&&status| status == 502).count(), 2, "{statuses:?}");
+}
+
+#[test]
+fn a_client_that_leaves_in_a_pause_is_noticed() {
+    let bad = failing(|_| Ok(()));
+    let other = failing(|_| Ok(()));
+    let lines = "[services.api.retry]\nbudget_minimum = 10\nbackoff = \"10s\"\nbackoff_max = \"10s\"";
+    let gateway = Gateway::start(&service("api", &[bad.url(), other.url()], lines));
+    for index in 0..4 {
+        let mut client = gateway.connect();
+        client.send(format!("GET /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: leaves-{index}\r\n\r\n"));
+        let before = index + 1;
+        until("it was tried", || bad.requests().len() + other.requests().len() >= before);
+        drop(client);
+        let line = gateway.logged_within(Duration::from_secs(3), &format!("leaves-{index}"));
+        assert!(matches!(line["status"].as_u64(), Some(499 | 502)), "{line}");
+    }
+    assert_eq!(gateway.metric("api_gateway_active_requests"), 1.0);
+    assert_eq!(gateway.log.all().iter().filter(|line| line["path"] == Value::from("/api")).count(), 4);
+}
