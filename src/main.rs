@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
 use ringway::control::publisher::Ingredients;
 use ringway::control::reload::{self, Origin};
-use ringway::control::{admin, build, resolve, thread as control};
+use ringway::control::{admin, build, registry, resolve, thread as control};
 use ringway::demo;
 use ringway::policy::auth::keys::KeyKind;
 use ringway::policy::auth::mint::{self, Mint};
@@ -256,11 +256,22 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let counters: Vec<_> = (0..workers).map(|_| Arc::new(Counters::new(&shape))).collect();
     let (management, management_address) = admin::bind().context("cannot open the management socket")?;
     let resolved = control::block_on(resolve::resolve(config, &resolve::Resolved::default()))?;
+    let registered = control::block_on(registry::known(config, &resolved))?;
+    let plan = resolve::Plan::of(config, &registered.registered());
+    let resolved = control::block_on(resolve::resolve_plan(plan, &resolved))?;
     for failure in resolved.failures() {
         tracing::warn!(%failure, "a backend's name does not resolve; its service answers 503 until it does");
     }
     let authenticator = build::authenticator(config, KeySet::default(), 1);
-    let first = build::snapshot(config, &resolved, &authenticator, &labels, management_address.clone(), 1);
+    let first = build::snapshot(
+        config,
+        &resolved,
+        &registered.registered(),
+        &authenticator,
+        &labels,
+        management_address.clone(),
+        1,
+    );
     let seam = Arc::new(Seam::new(first, workers));
     let (senders, log_writer) = log::start(workers, LOG_RING_BYTES, io::stdout())?;
 
@@ -336,6 +347,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         ingredients: Ingredients {
             config: config.clone(),
             resolved,
+            registered: registered.registered(),
             fetched_keys: KeySet::default(),
             authenticator,
             labels,
@@ -343,6 +355,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             management_address,
             health: HashMap::new(),
         },
+        registered,
         origin,
         reloads,
     })?;

@@ -66,6 +66,13 @@ fn pure_modules_are_pure() {
 }
 
 #[test]
+fn what_decides_about_instances_is_pure() {
+    for part in ["control/registry/book", "control/registry/instance", "control/registry/validate"] {
+        check_absent(part, &["async fn", ".await", "Instant::now", "SystemTime::now", "tokio", "fastrand", "std::fs"]);
+    }
+}
+
+#[test]
 fn the_planes_do_not_know_each_other() {
     check_absent("proxy", &["crate::control", "tokio", "std::fs", "to_socket_addrs", "ToSocketAddrs"]);
     check_absent("control", &["crate::proxy", "monoio"]);

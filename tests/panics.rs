@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ringway::control::config::Config;
+use ringway::control::registry::instance::Registered;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
 use ringway::proxy::limiter::SharedLimits;
@@ -33,6 +34,7 @@ fn a_panic_ends_its_own_connection_alone() {
     let mut snapshot = build::snapshot(
         &Config::default(),
         &Resolved::default(),
+        &Registered::default(),
         &Arc::default(),
         &Labels::new(),
         management_address,

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ringway::control::config::Config;
+use ringway::control::registry::instance::Registered;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
 use ringway::policy::auth::mint::{self, Mint};
@@ -115,7 +116,15 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
     let config = Config::from_toml(&toml, "test", &secret, &[]).expect("valid");
     let (_management, management_address) = admin::bind().expect("a socket");
     let authenticator = build::authenticator(&config, KeySet::default(), 1);
-    let first = build::snapshot(&config, &Resolved::default(), &authenticator, &Labels::new(), management_address, 1);
+    let first = build::snapshot(
+        &config,
+        &Resolved::default(),
+        &Registered::default(),
+        &authenticator,
+        &Labels::new(),
+        management_address,
+        1,
+    );
     let seam = Arc::new(Seam::new(first, 1));
     let listener = accept::bind((Ipv4Addr::LOCALHOST, 0).into(), 1, 16).expect("a port").pop().expect("one");
     let address = listener.local_addr().expect("an address");

@@ -1,6 +1,7 @@
 //! The management endpoints: an ordinary HTTP service behind the workers, on a socket that only this process can reach.
 
 pub mod health;
+pub mod instances;
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
@@ -95,9 +96,14 @@ async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) 
 }
 
 async fn method_not_allowed(request: Request) -> Response {
+    allow_only("GET, HEAD", &request)
+}
+
+/// 405, with the methods that there are.
+fn allow_only(methods: &'static str, request: &Request) -> Response {
     let detail = "This path does not take this method; see the Allow header field.";
-    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, &request);
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail, request);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     answer
 }
 
@@ -119,13 +125,18 @@ struct Problem<'a> {
 }
 
 fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Request) -> Response {
-    let request_id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    problem_about(status, reason, detail, request.headers(), request.uri())
+}
+
+/// The same, about a request that was taken apart.
+fn problem_about(status: StatusCode, reason: &'static str, detail: &str, headers: &HeaderMap, uri: &Uri) -> Response {
+    let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let document = Problem {
         kind: format!("urn:ringway:problem:{reason}"),
         title: status.canonical_reason().unwrap_or("Unknown"),
         status: status.as_u16(),
         detail,
-        instance: request.uri().path(),
+        instance: uri.path(),
         reason,
         request_id,
     };

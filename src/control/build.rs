@@ -15,7 +15,10 @@ use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Config, CorsSettings, EndpointUrl, RateLimitSpec};
+use super::config::{self, Allowed, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::registry::book::INSTANCES_MAX;
+use super::registry::instance::Registered;
+use super::registry::validate;
 use super::resolve::Resolved;
 
 /// The name of the control plane's own service; no other may have it.
@@ -28,7 +31,7 @@ const MANAGEMENT_PREFIXES: [&str; 4] = ["/docs", "/openapi.json", "/dashboard", 
 const METRICS_PREFIX: &str = "/metrics";
 
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
-const MANAGEMENT_BODY_BYTES: u64 = 64 << 10;
+pub const MANAGEMENT_BODY_BYTES: u64 = 16 << 10;
 
 /// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
 const ENDPOINTS_MAX: usize = 256;
@@ -38,14 +41,17 @@ const ENDPOINTS_MAX: usize = 256;
 pub fn snapshot(
     config: &Config,
     resolved: &Resolved,
+    registered: &Registered,
     authenticator: &Arc<Authenticator>,
     labels: &Labels,
     management: Address,
     generation: u64,
 ) -> Snapshot {
     let configured = config.services.iter().map(|service| {
-        let endpoints = endpoints(service, resolved, labels);
-        (own_service(service, endpoints, labels), service.hosts.clone())
+        let allow = config.discovery.allow.as_deref();
+        let mut endpoints = endpoints(service, resolved, labels);
+        add_registered(&mut endpoints, service, registered.of(&service.name), allow, resolved, labels);
+        (own_service(service, endpoints.into(), labels), service.hosts.clone())
     });
     let endpoint = management_endpoint(management, labels);
     let metrics = config.metrics.enabled.then_some(METRICS_PREFIX);
@@ -179,7 +185,7 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
 }
 
 /// One for each address of each URL, in the order of the configuration, [`ENDPOINTS_MAX`] at most.
-fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Box<[Endpoint]> {
+fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) -> Vec<Endpoint> {
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
@@ -203,7 +209,38 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
             EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight),
         }
     }
-    endpoints.into()
+    endpoints
+}
+
+/// One for each address that no endpoint has yet, of each of the `registered` instances, as far as they may be there;
+/// [`INSTANCES_MAX`] at most.
+fn add_registered(
+    endpoints: &mut Vec<Endpoint>,
+    service: &config::Service,
+    registered: &[EndpointSpec],
+    allow: Option<&[Allowed]>,
+    resolved: &Resolved,
+    labels: &Labels,
+) {
+    let most = endpoints.len() + INSTANCES_MAX;
+    let mut known: HashSet<Address> = endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
+    for spec in registered {
+        let (authority, addresses) = match &spec.url {
+            EndpointUrl::Address { authority, address } => (authority.as_str(), vec![Address::Tcp(*address)]),
+            EndpointUrl::Name { authority, host, port } => {
+                (authority.as_str(), resolved.addresses(host, *port).map(Address::Tcp).collect())
+            }
+            EndpointUrl::Unix(path) => ("localhost", vec![Address::Unix(path.clone())]),
+            // Nobody registers these.
+            EndpointUrl::Srv { .. } => continue,
+        };
+        for address in addresses {
+            let is_permitted = endpoints.len() < most && validate::permits(&spec.url, &address, allow);
+            if is_permitted && known.insert(address.clone()) {
+                endpoints.push(endpoint(service, authority, address, spec.weight, labels));
+            }
+        }
+    }
 }
 
 fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
@@ -227,16 +264,21 @@ fn instance(address: &Address) -> String {
 pub(crate) fn seam_without_services(workers: usize, generation: u64) -> Arc<crate::snapshot::Seam> {
     let management = Address::Unix("\0test".into());
     let (config, resolved) = (Config::default(), Resolved::default());
-    let first = snapshot(&config, &resolved, &Arc::default(), &Labels::new(), management, generation);
+    let first =
+        snapshot(&config, &resolved, &Registered::default(), &Arc::default(), &Labels::new(), management, generation);
     Arc::new(crate::snapshot::Seam::new(first, workers))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
+    use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::control::resolve::{Answer, Question, Records, Target};
+    use crate::control::registry::book::Book;
+    use crate::control::registry::instance::Instance;
+    use crate::control::resolve::{Answer, Plan, Question, Records, Target, resolve_plan};
     use crate::snapshot::EndpointId;
 
     const TEXT: &str = r#"
@@ -262,10 +304,22 @@ mod tests {
     "#;
 
     fn build(text: &str, labels: &Labels) -> Snapshot {
+        build_with(text, &Registered::default(), labels)
+    }
+
+    fn build_with(text: &str, registered: &Registered, labels: &Labels) -> Snapshot {
         let config = Config::from_toml(text, "test", &[], &[]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let resolved = runtime.block_on(crate::control::resolve::resolve(&config, &Resolved::default()));
-        snapshot(&config, &resolved, &Arc::default(), labels, Address::Unix(PathBuf::from("\0ringway-1")), 7)
+        let resolved = runtime.block_on(resolve_plan(Plan::of(&config, registered), &Resolved::default()));
+        snapshot(
+            &config,
+            &resolved,
+            registered,
+            &Arc::default(),
+            labels,
+            Address::Unix(PathBuf::from("\0ringway-1")),
+            7,
+        )
     }
 
     #[test]
@@ -309,6 +363,32 @@ mod tests {
     }
 
     #[test]
+    fn registered_instances_stand_beside_configured_ones() {
+        let labels = Labels::new();
+        let mut book = Book::default();
+        let (localhost, ip, socket) = ("http://localhost:9001", "http://127.0.0.1:9001", "unix:/run/sms.sock");
+        for url in [ip, localhost, "http://localhost:9002", "http://127.0.0.1:9002", "http://10.0.0.1:9001", socket] {
+            let instance =
+                Instance { url: config::parse_endpoint(url).unwrap(), weight: 7, ttl: Duration::from_secs(5) };
+            book.put("sms", instance, Instant::now());
+        }
+        let check = |allow: &str, expected: &[&str]| {
+            let own = format!("discovery.allow = {allow}").replace("discovery.allow = none", "");
+            let snapshot = build_with(&format!("{own}\n{TEXT}"), &book.registered(), &labels);
+            let sms = &snapshot.services[1].endpoints;
+            let added: BTreeSet<String> = sms[3..].iter().map(|endpoint| format!("{:?}", endpoint.address)).collect();
+            assert_eq!(added.len(), sms.len() - 3, "{allow}: no address twice");
+            let expected = expected.iter().map(|address| format!("Tcp({address})")).collect();
+            assert_eq!(added, expected, "{allow}");
+            assert!(sms[3..].iter().all(|endpoint| endpoint.weight == 7));
+        };
+        check("none", &["127.0.0.1:9002", "10.0.0.1:9001"]);
+        check("[\"localhost\"]", &["127.0.0.1:9002"]);
+        check("[\"10.0.0.0/8\"]", &["10.0.0.1:9001"]);
+        check("[\"*.localhost\"]", &[]);
+    }
+
+    #[test]
     fn metrics_can_be_off() {
         let snapshot = build("metrics.enabled = false", &Labels::new());
         assert!(snapshot.services.iter().all(|service| &*service.prefix != METRICS_PREFIX));
@@ -339,7 +419,7 @@ mod tests {
                 resolved.learn(question, Ok(Answer { records, ttl: None }));
             }
             let address = Address::Unix(PathBuf::from("\0ringway-1"));
-            let snapshot = snapshot(&config, &resolved, &Arc::default(), &labels, address, 1);
+            let snapshot = snapshot(&config, &resolved, &Registered::default(), &Arc::default(), &labels, address, 1);
             let endpoints = snapshot.services[0].endpoints.iter();
             endpoints.map(|endpoint| (endpoint.instance.to_string(), endpoint.id, endpoint.weight)).collect()
         };

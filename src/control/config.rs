@@ -8,6 +8,7 @@
 //!
 //! Precedence: command line, then environment, then file, then default.
 
+mod admin;
 mod cors;
 mod credentials;
 mod endpoint;
@@ -41,6 +42,7 @@ use crate::policy::auth::Mode;
 use crate::snapshot::{BreakerPolicy, Limits, Logging, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 
+pub use admin::{Admin, Allowed, Discovery};
 pub use cors::CorsSettings;
 pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
@@ -91,6 +93,8 @@ pub struct Config {
     pub logging: Logging,
     /// `logging.level`
     pub level: Level,
+    /// `[admin]`
+    pub admin: Admin,
     /// `[discovery]`
     pub discovery: Discovery,
     /// `[redis]`
@@ -182,15 +186,6 @@ pub enum Level {
     Debug,
 }
 
-/// `[discovery]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Discovery {
-    /// How long after a name was resolved it is resolved again at the latest, 1 s to 24 h; its TTL may ask for it earlier.
-    pub dns_refresh: Duration,
-    /// The DNS servers that are asked in place of the system's; at most 8. Empty: the system's.
-    pub dns_server: Vec<SocketAddr>,
-}
-
 /// `[services.<name>]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
@@ -199,7 +194,7 @@ pub struct Service {
     /// Normalised: begins with `/`, ends without one (except `/` itself), no empty, `.` or `..` segment, no escape that is
     /// not needed and none of a slash, the others in upper case.
     pub prefix: String,
-    /// 1 to 256, no two alike.
+    /// At most 256, no two alike; none only where instances may register themselves.
     pub endpoints: Vec<EndpointSpec>,
     /// Which methods pass.
     pub methods: MethodSet,
@@ -288,6 +283,14 @@ pub fn load_server(source: &Source) -> Server {
     let mut table = value::parse(&text, "").unwrap_or_default();
     overlay::environment(&mut table, &source.environment, &mut Vec::new());
     tables::config(read::Section::root(&table, &read::Errors::default()), "").server
+}
+
+/// Reads the URL of an endpoint, as `services.<name>.endpoints` has it.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence: `must not have credentials`.
+pub fn parse_endpoint(text: &str) -> Result<EndpointUrl, String> {
+    endpoint::url(text)
 }
 
 /// Reads a duration as configurations write it: `250ms`, `30s`, `1.5m`, `1h`, or a plain number of seconds.

@@ -25,6 +25,7 @@ pub async fn keep_resolving(publisher: Arc<Publisher>) {
         let answered = tokio::select! {
             answered = refresh.answered() => answered,
             Ok(()) = config_changes.changed() => continue,
+            () = publisher.names_wanted() => continue,
         };
 
         let mut resolved = publisher.resolved();

@@ -277,6 +277,7 @@ mod tests {
     use crate::control::build;
     use crate::control::config::Config;
     use crate::control::publisher::Ingredients;
+    use crate::control::registry::instance::Registered;
     use crate::control::resolve::Resolved;
     use crate::policy::auth::KeySet;
     use crate::snapshot::{Address, Seam};
@@ -297,10 +298,12 @@ mod tests {
         let (resolved, management_address) = (Resolved::default(), Address::Unix("/management".into()));
         let generation = before.map_or(1, |before| before.generation() + 1);
         let address = management_address.clone();
-        let snapshot = build::snapshot(&config, &resolved, &authenticator, labels, address, generation);
+        let snapshot =
+            build::snapshot(&config, &resolved, &Registered::default(), &authenticator, labels, address, generation);
         let (seam, labels) = (Arc::new(Seam::new(snapshot, 1)), Arc::clone(labels));
         let health = HashMap::new();
         Publisher::new(Ingredients {
+            registered: Registered::default(),
             config,
             resolved,
             fetched_keys: KeySet::default(),

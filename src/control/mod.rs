@@ -1,7 +1,7 @@
 //! The control plane: one thread, one tokio runtime, everything that is not a request.
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
-//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`] and
+//! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`], [`registry`] and
 //!   [`ledger_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
@@ -14,6 +14,7 @@ pub mod issuer;
 pub mod jwks;
 pub mod ledger_watch;
 pub mod publisher;
+pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod signals;

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::build;
 use super::config::{Config, HealthSettings};
+use super::registry::instance::Registered;
 use super::resolve::{Plan, Resolved};
 use crate::policy::auth::{Authenticator, KeySet};
 use crate::snapshot::{Address, EndpointId, Health, Seam, Service, ServiceKind, Snapshot};
@@ -17,6 +18,7 @@ use crate::telemetry::labels::Labels;
 pub struct Publisher {
     ingredients: Mutex<Ingredients>,
     config_changed: watch::Sender<()>,
+    names_wanted: Notify,
 }
 
 /// What a snapshot is built of.
@@ -26,6 +28,8 @@ pub struct Ingredients {
     pub config: Config,
     /// The addresses that the current snapshot was built with.
     pub resolved: Resolved,
+    /// The instances that registered themselves, beside the configured ones.
+    pub registered: Registered,
     /// The keys that were fetched from their issuer, beside the configured ones.
     pub fetched_keys: KeySet,
     /// Who knows every credential that is good.
@@ -43,7 +47,11 @@ pub struct Ingredients {
 impl Publisher {
     /// Goes on from what the current snapshot was built of.
     pub fn new(ingredients: Ingredients) -> Publisher {
-        Publisher { ingredients: Mutex::new(ingredients), config_changed: watch::Sender::new(()) }
+        Publisher {
+            ingredients: Mutex::new(ingredients),
+            config_changed: watch::Sender::new(()),
+            names_wanted: Notify::new(),
+        }
     }
 
     /// The configuration that is served.
@@ -51,9 +59,20 @@ impl Publisher {
         self.lock().config.clone()
     }
 
+    /// What `read` takes from the ingredients, which it must not hold up.
+    pub fn read<T>(&self, read: impl FnOnce(&Ingredients) -> T) -> T {
+        read(&self.lock())
+    }
+
+    /// Waits until there may be other names to ask for, because other instances are registered.
+    pub async fn names_wanted(&self) {
+        self.names_wanted.notified().await;
+    }
+
     /// The names that are asked of the DNS.
     pub fn plan(&self) -> Plan {
-        Plan::of(&self.lock().config)
+        let current = self.lock();
+        Plan::of(&current.config, &current.registered)
     }
 
     /// The addresses that the current snapshot was built with.
@@ -67,13 +86,14 @@ impl Publisher {
     }
 
     /// Takes a configuration and the addresses of its names. Returns the generation.
-    pub fn set_config(&self, config: Config, resolved: Resolved) -> u64 {
+    pub fn set_config(&self, config: Config, mut resolved: Resolved) -> u64 {
         let mut current = self.lock();
         let (new, old) = (&config.auth, &current.config.auth);
         if new.jwks_url != old.jwks_url || new.algorithms != old.algorithms {
             // Another issuer's word.
             current.fetched_keys = KeySet::default();
         }
+        resolved.keep(&Plan::of(&config, &current.registered), &current.resolved);
         current.config = config;
         current.resolved = resolved;
         let generation = current.publish_credentials();
@@ -82,11 +102,23 @@ impl Publisher {
     }
 
     /// Takes newly resolved addresses. Returns the generation, where they differ and so were published.
-    pub fn set_resolved(&self, resolved: Resolved) -> Option<u64> {
+    pub fn set_resolved(&self, mut resolved: Resolved) -> Option<u64> {
         let mut current = self.lock();
+        resolved.keep(&Plan::of(&current.config, &current.registered), &current.resolved);
         let is_change = !resolved.same_addresses(&current.resolved);
         current.resolved = resolved;
         is_change.then(|| current.publish())
+    }
+
+    /// Takes the instances that registered themselves. Returns the generation, where they differ and so were published.
+    pub fn set_registered(&self, registered: Registered) -> Option<u64> {
+        let mut current = self.lock();
+        if current.registered == registered {
+            return None;
+        }
+        current.registered = registered;
+        self.names_wanted.notify_one();
+        Some(current.publish())
     }
 
     /// Takes the keys that tokens are signed with from now on, beside the configured ones. Returns the generation.
@@ -138,8 +170,15 @@ impl Ingredients {
     fn publish(&self) -> u64 {
         let generation = self.seam.generation() + 1;
         let address = self.management_address.clone();
-        let mut snapshot =
-            build::snapshot(&self.config, &self.resolved, &self.authenticator, &self.labels, address, generation);
+        let mut snapshot = build::snapshot(
+            &self.config,
+            &self.resolved,
+            &self.registered,
+            &self.authenticator,
+            &self.labels,
+            address,
+            generation,
+        );
         self.mark_health(&mut snapshot);
         self.seam.publish(snapshot);
         generation

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::Config;
+use super::registry::instance::Registered;
 pub use question::{Plan, Question};
 use resolver::Resolver;
 pub use srv::Target;
@@ -114,6 +115,15 @@ impl Resolved {
         self.0.get(question)?.failure(question)
     }
 
+    /// Takes what `other` knows of those names of `plan` that were not looked up here.
+    pub fn keep(&mut self, plan: &Plan, other: &Resolved) {
+        for question in &plan.questions {
+            if let (None, Some(known)) = (self.0.get(question), other.0.get(question)) {
+                Arc::make_mut(&mut self.0).insert(question.clone(), known.clone());
+            }
+        }
+    }
+
     /// Whether every name stands for what it did in `other`: then no new snapshot is needed.
     pub fn same_addresses(&self, other: &Resolved) -> bool {
         fn records(resolved: &Resolved) -> impl Iterator<Item = (&Question, &Records)> {
@@ -157,7 +167,11 @@ impl Known {
 /// Resolves every name of `config`, all at once; takes 5 s at most. What fails keeps what it stood for in `previous`; names
 /// that `config` no longer has are forgotten. Must run within a tokio runtime.
 pub async fn resolve(config: &Config, previous: &Resolved) -> Resolved {
-    let plan = Plan::of(config);
+    resolve_plan(Plan::of(config, &Registered::default()), previous).await
+}
+
+/// The same, for every name of `plan`.
+pub async fn resolve_plan(plan: Plan, previous: &Resolved) -> Resolved {
     let mut resolved = previous.clone();
     resolved.forget_others(&plan);
     if plan.questions.is_empty() {
@@ -177,6 +191,19 @@ pub async fn resolve(config: &Config, previous: &Resolved) -> Resolved {
         resolved.learn(question, outcome);
     }
     resolved
+}
+
+/// The addresses of one name, as `servers` or the system's know it; takes 5 s at most.
+///
+/// # Errors
+/// Why there is none.
+pub async fn lookup(host: &str, servers: &[SocketAddr]) -> Result<Vec<IpAddr>, String> {
+    let (resolver, question) = (Resolver::new(servers), Question::Host(host.to_owned()));
+    let outcome = timeout(LOOKUP_TIMEOUT, resolver.ask(&question, None)).await;
+    match outcome.unwrap_or_else(|_| Err(too_late()))?.records {
+        Records::Addresses(addresses) => Ok(addresses),
+        Records::Targets(_) => Ok(Vec::new()),
+    }
 }
 
 /// Why a question that took [`LOOKUP_TIMEOUT`] has no answer.

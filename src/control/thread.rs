@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Management};
 use super::publisher::{Ingredients, Publisher};
+use super::registry::Registry;
+use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
 use super::{dns, health, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
@@ -30,6 +32,8 @@ pub struct Parts {
     pub management: Management,
     /// What the first snapshot was built of.
     pub ingredients: Ingredients,
+    /// The instances that registered themselves, as far as they are known already.
+    pub registered: Book,
     /// Where the configuration comes from; `None` for one that cannot be read again.
     pub origin: Option<Origin>,
     /// Counts what becomes of changed configurations.
@@ -57,7 +61,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, mut exposition, management, ingredients, origin, reloads } = parts;
+            let Parts { seam, counters, mut exposition, management, ingredients, registered, origin, reloads } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
@@ -68,6 +72,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
+            let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
+            tokio::spawn(Arc::clone(&registry).keep());
+            let routes = routes.merge(admin::instances::routes(registry));
             tokio::spawn(admin::serve(management, exposition, routes));
             tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));

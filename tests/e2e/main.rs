@@ -25,6 +25,7 @@ mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
 mod refusals;
+mod registration;
 mod reload;
 mod retries;
 mod routing;

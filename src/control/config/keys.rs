@@ -70,6 +70,8 @@ pub const KEYS: &[&str] = &[
     "logging.level",
     "logging.sample",
     "logging.redact",
+    "admin.key_hash",
+    "discovery.allow",
     "discovery.dns_refresh",
     "discovery.dns_server",
     "services.*.prefix",

@@ -35,6 +35,8 @@ pub(super) struct Global<'a> {
     pub(super) rate_limits: &'a RateLimits,
     pub(super) health: &'a HealthSettings,
     pub(super) cors: &'a CorsSettings,
+    /// Whether instances may register themselves: a service needs no other endpoints then.
+    pub(super) takes_instances: bool,
 }
 
 /// The services, over the global limits and timeouts, in the order of their names.
@@ -73,14 +75,15 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors } = global;
+    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors, takes_instances } =
+        global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     let (own_breaker, own_retry) = (section.path("circuit_breaker"), section.path("retry"));
     Service {
         name: name.to_owned(),
         prefix: prefix(section, place),
-        endpoints: endpoints(section, place),
+        endpoints: endpoints(section, place, if takes_instances { 0 } else { 1 }),
         methods: methods(section),
         hosts: hosts(section),
         load_balancing: section.read("load_balancing", Algorithm::default(), |node| {
@@ -114,13 +117,13 @@ fn prefix(section: Section<'_>, place: &Place) -> String {
     section.read("prefix", String::new(), |node| route::prefix(node.text()?))
 }
 
-fn endpoints(section: Section<'_>, place: &Place) -> Vec<EndpointSpec> {
+fn endpoints(section: Section<'_>, place: &Place, min: usize) -> Vec<EndpointSpec> {
     if section.node("endpoints").is_none() {
         section.missing("endpoints", place, "where the service is, such as [\"http://127.0.0.1:9001\"]");
     }
     let mut seen = HashSet::new();
     let mut index = 0;
-    let endpoints = section.list("endpoints", 1..=ENDPOINTS_MAX, |node| {
+    let endpoints = section.list("endpoints", min..=ENDPOINTS_MAX, |node| {
         let path = format!("{}[{index}]", section.path("endpoints"));
         index += 1;
         let Some(endpoint) = endpoint(section, &path, node)? else { return Ok(None) };

@@ -10,9 +10,7 @@ use crate::snapshot::{Limits, LogFormat, Logging, Timeouts};
 
 use super::read::Section;
 use super::value::Node;
-use super::{
-    Config, Discovery, Driver, Level, Metrics, Server, Workers, credentials, limits, resilience, services, units,
-};
+use super::{Config, Driver, Level, Metrics, Server, Workers, credentials, limits, resilience, services, units};
 
 /// The whole configuration.
 pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
@@ -36,6 +34,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         rate_limits: &rate_limits,
         health: &health,
         cors: &cors,
+        takes_instances: table("admin").node("key_hash").is_some(),
     };
     let services = services::services(table("services"), &global);
     Config {
@@ -44,7 +43,8 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         metrics: metrics(table("metrics")),
         logging: logging(table("logging")),
         level: level(table("logging")),
-        discovery: discovery(table("discovery")),
+        admin: super::admin::admin(table("admin")),
+        discovery: super::admin::discovery(table("discovery")),
         redis: limits::redis(table("redis")),
         ipv6_prefix: limiting.read("ipv6_prefix", 64, |node| Ok(node.integer(32..=128)? as u8)),
         memory_keys: limiting.read("memory_keys", 262_144, |node| Ok(node.integer(1_000..=100_000_000)? as usize)),
@@ -91,7 +91,8 @@ fn workers(node: &Node) -> Result<Workers, String> {
     node.integer(1..=1_024).map(|count| Workers::Count(count as usize)).map_err(problem)
 }
 
-fn network(node: &Node) -> Result<IpNet, String> {
+/// A network, its host bits zero, or an address.
+pub(super) fn network(node: &Node) -> Result<IpNet, String> {
     let text = node.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network
@@ -149,18 +150,8 @@ fn level(section: Section<'_>) -> Level {
     })
 }
 
-fn discovery(section: Section<'_>) -> Discovery {
-    Discovery {
-        dns_refresh: section.read("dns_refresh", SECOND * 30, |node| node.duration(SECOND..=DAY)),
-        dns_server: section
-            .list("dns_server", 0..=8, dns_server)
-            .map(|servers| servers.into_iter().map(|(server, _)| server).collect())
-            .unwrap_or_default(),
-    }
-}
-
 /// `10.0.0.2`, `10.0.0.2:53`, `[fd00::2]:53`.
-fn dns_server(node: &Node) -> Result<SocketAddr, String> {
+pub(super) fn dns_server(node: &Node) -> Result<SocketAddr, String> {
     let text = node.text()?;
     let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT)));
     let problem = "must be the address of a DNS server, such as \"10.0.0.2:53\" or \"[fd00::2]:53\"";

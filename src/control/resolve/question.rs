@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::control::config::{Config, EndpointUrl};
+use crate::control::registry::instance::Registered;
 
 /// What is asked about a name, which is in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,11 +29,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What `config` asks: the names of its endpoints, and Redis's.
-    pub fn of(config: &Config) -> Plan {
+    /// What `config` asks: the names of its endpoints, and Redis's; and those of `registered` instances.
+    pub fn of(config: &Config, registered: &Registered) -> Plan {
         let endpoints = config.services.iter().flat_map(|service| &service.endpoints).map(|endpoint| &endpoint.url);
         let redis = config.redis.server.iter().map(|server| &server.address);
-        let questions = endpoints.chain(redis).filter_map(|url| match url {
+        let registered = config.services.iter().flat_map(|service| registered.of(&service.name)).map(|spec| &spec.url);
+        let questions = endpoints.chain(redis).chain(registered).filter_map(|url| match url {
             EndpointUrl::Name { host, .. } => Some(Question::Host(host.clone())),
             EndpointUrl::Srv { name } => Some(Question::Srv(name.clone())),
             EndpointUrl::Address { .. } | EndpointUrl::Unix(_) => None,

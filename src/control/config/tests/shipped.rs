@@ -40,8 +40,10 @@ fn the_reference_is_valid_and_shows_the_defaults() {
         let config = good(text);
         let names: Vec<(&str, &str)> = config.services.iter().map(|s| (s.name.as_str(), s.prefix.as_str())).collect();
         assert_eq!(names, [("auth", "/api/v1/auth"), ("llm", "/api/v1/llm"), ("sms", "/api/v1/sms")]);
-        let Config { redis, auth, .. } = nothing_set();
-        let rest = Config { origin: Config::BUILT_IN.to_owned(), services: Vec::new(), redis, auth, ..config };
+        let Config { redis, auth, admin, .. } = nothing_set();
+        let discovery = Discovery { allow: None, ..config.discovery };
+        let origin = Config::BUILT_IN.to_owned();
+        let rest = Config { origin, services: Vec::new(), redis, auth, admin, discovery, ..config };
         assert_eq!(rest, nothing_set());
     }
     let auth = &good(REFERENCE).services[0];

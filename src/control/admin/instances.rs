@@ -1,0 +1,306 @@
+//! `/api/v1/services/{service}/instances`: who is registered, and who may change that.
+//!
+//! Every request must show the admin key, as clients of services show theirs: as `X-API-Key` or as a bearer token, exactly
+//! once. That is looked at before anything else, so that nobody learns without it which services there are.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::to_bytes;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{allow_only, problem_about};
+use crate::control::build::MANAGEMENT_BODY_BYTES;
+use crate::control::config;
+use crate::control::registry::book::{Entry, Put};
+use crate::control::registry::instance::{Change, InstanceId};
+use crate::control::registry::validate::{self, Refused, TTL_DEFAULT};
+use crate::control::registry::{Listing, Registry, RegistryError};
+use crate::policy::auth::api_key::KeyHash;
+use crate::policy::auth::{AuthError, Presented};
+
+/// When nothing can be changed because Redis is away: how often it is tried, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The routes below `/api/v1/services`.
+pub fn routes(registry: Arc<Registry>) -> Router {
+    let collection = "/api/v1/services/{service}/instances";
+    let one = "/api/v1/services/{service}/instances/{id}";
+    Router::new()
+        .route(collection, get(list).post(register).fallback(async |request| allow_only("GET, HEAD, POST", &request)))
+        .route(
+            one,
+            put(renew)
+                .get(show)
+                .delete(deregister)
+                .fallback(async |request| allow_only("GET, HEAD, PUT, DELETE", &request)),
+        )
+        .with_state(registry)
+}
+
+/// What POST takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registration {
+    url: String,
+    weight: Option<u64>,
+    ttl: Option<Ttl>,
+}
+
+/// What PUT takes; it may as well have no body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Heartbeat {
+    weight: Option<u64>,
+    ttl: Option<Ttl>,
+}
+
+/// A number of seconds, or a duration as configurations write it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Ttl {
+    Seconds(f64),
+    Text(String),
+}
+
+impl Ttl {
+    fn read(&self) -> Result<Duration, Refused> {
+        match self {
+            Ttl::Seconds(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
+            Ttl::Text(text) => config::parse_duration(text),
+        }
+        .ok_or(Refused::Ttl)
+    }
+}
+
+/// An instance, as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: String,
+    url: String,
+    weight: u16,
+    /// Seconds.
+    ttl: f64,
+    /// Seconds until it is forgotten, rounded up; 0 when it is stale.
+    expires_in: u64,
+}
+
+impl Shown {
+    fn new(id: InstanceId, entry: &Entry) -> Shown {
+        let left = entry.left(Instant::now());
+        Shown {
+            id: id.to_string(),
+            url: entry.instance.url.to_string(),
+            weight: entry.instance.weight,
+            ttl: entry.instance.ttl.as_secs_f64(),
+            expires_in: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+        }
+    }
+}
+
+/// All of a service.
+#[derive(Debug, Serialize)]
+struct ShownList {
+    service: String,
+    /// Redis is away: this is what was known last.
+    stale: bool,
+    instances: Vec<Shown>,
+}
+
+/// Why a request is refused.
+enum Refusal {
+    /// Registration is switched off.
+    Off,
+    /// No credential, or not the admin key.
+    Key(AuthError<'static>),
+    /// The wrong one.
+    WrongKey,
+    /// Not JSON, or not of these members.
+    Json(serde_json::Error),
+    /// Too long, or cut off.
+    Body,
+    /// What the registry says.
+    Registry(RegistryError),
+}
+
+impl From<RegistryError> for Refusal {
+    fn from(error: RegistryError) -> Refusal {
+        Refusal::Registry(error)
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Refusal {
+        Refusal::Registry(refused.into())
+    }
+}
+
+impl Refusal {
+    fn answer(&self, request: &Parts) -> Response {
+        let (status, reason, detail) = match self {
+            Refusal::Off => (
+                StatusCode::FORBIDDEN,
+                "admin_key_not_configured",
+                "Instances cannot be registered here. Set admin.key_hash in the gateway's configuration to what \
+                 `ringway hash-key` prints."
+                    .to_owned(),
+            ),
+            Refusal::Key(error) => {
+                let problem = error.problem();
+                let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::UNAUTHORIZED);
+                (status, problem.reason, problem.detail.to_owned())
+            }
+            Refusal::WrongKey => (StatusCode::UNAUTHORIZED, "admin_key_wrong", "This is not the admin key.".to_owned()),
+            Refusal::Json(error) => (StatusCode::BAD_REQUEST, "malformed_json", format!("The body is wrong: {error}.")),
+            Refusal::Body => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                format!("The request's body is longer than {MANAGEMENT_BODY_BYTES} bytes."),
+            ),
+            Refusal::Registry(error) => {
+                let (status, reason) = match error {
+                    RegistryError::UnknownService => (StatusCode::NOT_FOUND, "unknown_service"),
+                    RegistryError::UnknownInstance => (StatusCode::NOT_FOUND, "unknown_instance"),
+                    RegistryError::Full => (StatusCode::CONFLICT, "instances_full"),
+                    RegistryError::Refused(refused) => (StatusCode::UNPROCESSABLE_ENTITY, refused.reason()),
+                    RegistryError::Away(_) => (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable"),
+                };
+                (status, reason, error.to_string())
+            }
+        };
+        let mut answer = problem_about(status, reason, &detail, &request.headers, &request.uri);
+        let headers = answer.headers_mut();
+        match self {
+            Refusal::Key(_) | Refusal::WrongKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ringway admin\""));
+            }
+            Refusal::Registry(RegistryError::Away(_)) => {
+                headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+            }
+            _ => {}
+        }
+        answer
+    }
+}
+
+async fn list(State(registry): State<Arc<Registry>>, path: PathOf<String>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    answered(&parts, async {
+        admit(&registry, &parts.headers)?;
+        let service = read_path(path)?;
+        let Listing { stale, entries } = registry.list(&service)?;
+        let instances = entries.iter().map(|(id, entry)| Shown::new(*id, entry)).collect();
+        Ok(Json(ShownList { service, stale, instances }).into_response())
+    })
+    .await
+}
+
+async fn show(State(registry): State<Arc<Registry>>, path: PathOf<(String, String)>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    answered(&parts, async {
+        admit(&registry, &parts.headers)?;
+        let (service, id) = read_path(path)?;
+        let Listing { entries, .. } = registry.list(&service)?;
+        let id = read_id(&id)?;
+        let found = entries.iter().find(|(known, _)| *known == id).ok_or(RegistryError::UnknownInstance)?;
+        Ok(Json(Shown::new(id, &found.1)).into_response())
+    })
+    .await
+}
+
+async fn register(State(registry): State<Arc<Registry>>, path: PathOf<String>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answered(&parts, async {
+        admit(&registry, &parts.headers)?;
+        let service = read_path(path)?;
+        let Registration { url, weight, ttl } = read(body).await?.ok_or_else(no_body)?;
+        let ttl = ttl.map_or(Ok(TTL_DEFAULT), |ttl| ttl.read())?;
+        let (put, id, entry) = registry.register(&service, &url, weight.unwrap_or(1), ttl).await?;
+        let status = if put == Put::New { StatusCode::CREATED } else { StatusCode::OK };
+        let location = format!("/api/v1/services/{service}/instances/{id}");
+        Ok((status, [(header::LOCATION, location)], Json(Shown::new(id, &entry))).into_response())
+    })
+    .await
+}
+
+async fn renew(State(registry): State<Arc<Registry>>, path: PathOf<(String, String)>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answered(&parts, async {
+        admit(&registry, &parts.headers)?;
+        let (service, id) = read_path(path)?;
+        let Heartbeat { weight, ttl } = read(body).await?.unwrap_or_default();
+        let change = Change {
+            weight: weight.map(validate::weight).transpose()?,
+            ttl: ttl.map(|ttl| ttl.read().and_then(validate::ttl)).transpose()?,
+        };
+        let id = read_id(&id)?;
+        let entry = registry.renew(&service, id, change).await?;
+        Ok(Json(Shown::new(id, &entry)).into_response())
+    })
+    .await
+}
+
+async fn deregister(
+    State(registry): State<Arc<Registry>>,
+    path: PathOf<(String, String)>,
+    request: Request,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    answered(&parts, async {
+        admit(&registry, &parts.headers)?;
+        let (service, id) = read_path(path)?;
+        registry.deregister(&service, read_id(&id)?).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    })
+    .await
+}
+
+async fn answered(request: &Parts, work: impl Future<Output = Result<Response, Refusal>>) -> Response {
+    work.await.unwrap_or_else(|refusal| refusal.answer(request))
+}
+
+/// Whether the request shows the admin key.
+fn admit(registry: &Registry, headers: &HeaderMap) -> Result<(), Refusal> {
+    let expected = registry.admin_key().ok_or(Refusal::Off)?;
+    let is_repeated = |name| headers.get_all(name).iter().nth(1).is_some();
+    let value = |name| headers.get(name).map(HeaderValue::as_bytes);
+    let repeated = is_repeated("authorization") || is_repeated("x-api-key");
+    match Presented::read(value("authorization"), value("x-api-key"), repeated) {
+        Presented::None => Err(Refusal::Key(AuthError::Missing)),
+        Presented::Malformed(why) => Err(Refusal::Key(AuthError::Malformed(why))),
+        Presented::Bearer(key) | Presented::ApiKey(key) if KeyHash::of(key).matches(&expected) => Ok(()),
+        Presented::Bearer(_) | Presented::ApiKey(_) => Err(Refusal::WrongKey),
+    }
+}
+
+/// The JSON in `body`; `None` when there is no body.
+async fn read<T: DeserializeOwned>(body: axum::body::Body) -> Result<Option<T>, Refusal> {
+    let bytes = to_bytes(body, MANAGEMENT_BODY_BYTES as usize).await.map_err(|_| Refusal::Body)?;
+    match bytes.is_empty() {
+        true => Ok(None),
+        false => serde_json::from_slice(&bytes).map(Some).map_err(Refusal::Json),
+    }
+}
+
+/// What the path names; what is no text names nothing.
+type PathOf<T> = Result<Path<T>, PathRejection>;
+
+fn read_path<T>(path: PathOf<T>) -> Result<T, RegistryError> {
+    path.map(|Path(names)| names).map_err(|_| RegistryError::UnknownService)
+}
+
+fn no_body() -> Refusal {
+    Refusal::Json(serde::de::Error::missing_field("url"))
+}
+
+fn read_id(text: &str) -> Result<InstanceId, RegistryError> {
+    text.parse().map_err(|()| RegistryError::UnknownInstance)
+}
