@@ -19,6 +19,7 @@ use crate::policy::auth::{Authenticator, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::breaker::BreakerSettings;
+use crate::traffic::outlier::OutlierSettings;
 use crate::traffic::retry::RetrySettings;
 use crate::traffic::route::RouteTable;
 use crate::traffic::window::Limit;
@@ -75,6 +76,8 @@ pub struct Service {
     pub endpoints: Box<[Endpoint]>,
     /// When an endpoint gets no more requests from a worker.
     pub breaker: BreakerPolicy,
+    /// When an endpoint is so much worse than its siblings that it gets no more requests from a worker.
+    pub outliers: OutlierSettings,
     /// When a request goes to another endpoint.
     pub retry: RetryPolicy,
     /// The service's own, the global ones where it names none.
@@ -143,6 +146,21 @@ pub struct Endpoint {
     pub weight: u16,
     /// What the health checks say about it.
     pub health: Health,
+    /// How it became known.
+    pub source: Source,
+}
+
+/// How an endpoint became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The configuration names its address.
+    Configured,
+    /// A name in the configuration stands for its address.
+    Dns,
+    /// It was registered.
+    Registered,
+    /// It is the gateway's own.
+    Own,
 }
 
 /// What the health checks say about an endpoint.

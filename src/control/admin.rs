@@ -2,6 +2,7 @@
 
 pub mod health;
 pub mod instances;
+pub mod status;
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;

@@ -9,10 +9,11 @@ use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
     Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service, ServiceKind,
-    Snapshot,
+    Snapshot, Source,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
+use crate::traffic::outlier::OutlierSettings;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
 use super::config::{self, Allowed, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
@@ -97,6 +98,7 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         health: service.health.policy(),
         endpoints,
         breaker: service.breaker.clone(),
+        outliers: service.outliers.clone(),
         retry: service.retry.clone(),
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
@@ -161,6 +163,7 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         health: HealthPolicy::NONE,
         endpoints: Box::new([endpoint.clone()]),
         breaker: BreakerPolicy::off(),
+        outliers: OutlierSettings::OFF,
         retry: RetryPolicy::off(),
         timeouts: config.timeouts.clone(),
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
@@ -181,6 +184,7 @@ fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
         address,
         weight: 1,
         health: Health::Healthy,
+        source: Source::Own,
     }
 }
 
@@ -189,24 +193,28 @@ fn endpoints(service: &config::Service, resolved: &Resolved, labels: &Labels) ->
     let mut taken = HashSet::new();
     let mut endpoints = Vec::new();
     for spec in &service.endpoints {
-        let mut add = |authority: &str, address, weight| {
+        let mut add = |authority: &str, address, weight, source| {
             if endpoints.len() < ENDPOINTS_MAX {
-                let endpoint = endpoint(service, authority, address, weight, labels);
+                let endpoint = endpoint(service, authority, address, weight, source, labels);
                 // A name and SRV records may both lead to one backend by one name.
                 endpoints.extend(taken.insert(endpoint.id).then_some(endpoint));
             }
         };
         match &spec.url {
-            EndpointUrl::Address { authority, address } => add(authority, Address::Tcp(*address), spec.weight),
+            EndpointUrl::Address { authority, address } => {
+                add(authority, Address::Tcp(*address), spec.weight, Source::Configured)
+            }
             EndpointUrl::Name { authority, host, port } => {
-                resolved.addresses(host, *port).for_each(|address| add(authority, Address::Tcp(address), spec.weight));
+                resolved
+                    .addresses(host, *port)
+                    .for_each(|address| add(authority, Address::Tcp(address), spec.weight, Source::Dns));
             }
             EndpointUrl::Srv { name } => {
                 for target in resolved.targets(name) {
-                    add(&target.authority, Address::Tcp(target.address), target.weight);
+                    add(&target.authority, Address::Tcp(target.address), target.weight, Source::Dns);
                 }
             }
-            EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight),
+            EndpointUrl::Unix(path) => add("localhost", Address::Unix(path.clone()), spec.weight, Source::Configured),
         }
     }
     endpoints
@@ -237,15 +245,30 @@ fn add_registered(
         for address in addresses {
             let is_permitted = endpoints.len() < most && validate::permits(&spec.url, &address, allow);
             if is_permitted && known.insert(address.clone()) {
-                endpoints.push(endpoint(service, authority, address, spec.weight, labels));
+                endpoints.push(endpoint(service, authority, address, spec.weight, Source::Registered, labels));
             }
         }
     }
 }
 
-fn endpoint(service: &config::Service, authority: &str, address: Address, weight: u16, labels: &Labels) -> Endpoint {
+fn endpoint(
+    service: &config::Service,
+    authority: &str,
+    address: Address,
+    weight: u16,
+    source: Source,
+    labels: &Labels,
+) -> Endpoint {
     let (id, instance) = labels.endpoint_of(&service.name, authority, &instance(&address));
-    Endpoint { id, instance: instance.into(), authority: authority.into(), address, weight, health: Health::Healthy }
+    Endpoint {
+        id,
+        instance: instance.into(),
+        authority: authority.into(),
+        address,
+        weight,
+        health: Health::Healthy,
+        source,
+    }
 }
 
 /// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.

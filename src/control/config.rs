@@ -41,6 +41,7 @@ use crate::http::method::MethodSet;
 use crate::policy::auth::Mode;
 use crate::snapshot::{BreakerPolicy, Limits, Logging, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
+use crate::traffic::outlier::OutlierSettings;
 
 pub use admin::{Admin, Allowed, Discovery};
 pub use cors::CorsSettings;
@@ -208,6 +209,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// The service's own over the global ones.
     pub breaker: BreakerPolicy,
+    /// The service's own over the global ones.
+    pub outliers: OutlierSettings,
     /// The service's own over the global ones.
     pub retry: RetryPolicy,
     /// Whether clients must show who they are.

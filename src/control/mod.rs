@@ -2,13 +2,14 @@
 //!
 //! - [`config`]: bytes to a validated configuration; [`resolve`]: its names to addresses; [`build`]: both to a snapshot.
 //! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`], [`registry`] and
-//!   [`ledger_watch`] are its tasks, and
+//!   [`ledger_watch`], [`endpoint_watch`] are its tasks, and
 //!   [`publisher`] is where what they find out becomes a snapshot.
 
 pub mod admin;
 pub mod build;
 pub mod config;
 pub mod dns;
+pub mod endpoint_watch;
 pub mod health;
 pub mod issuer;
 pub mod jwks;

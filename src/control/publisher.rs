@@ -133,6 +133,11 @@ impl Publisher {
         self.lock().seam.generation()
     }
 
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.lock().seam.load()
+    }
+
     /// Shows `visit` every configured service of the snapshot in force, and how it is checked.
     pub fn each_service(&self, mut visit: impl FnMut(&Service, &HealthSettings)) {
         let current = self.lock();

@@ -13,7 +13,7 @@ use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
 use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
-use super::{dns, health, issuer, ledger_watch, signals};
+use super::{dns, endpoint_watch, health, issuer, ledger_watch, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -72,6 +72,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
+            let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
+            let routes = routes.merge(status);
+            tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
             tokio::spawn(Arc::clone(&registry).keep());
             let routes = routes.merge(admin::instances::routes(registry));

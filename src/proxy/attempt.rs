@@ -162,7 +162,8 @@ pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> Mil
     }
 }
 
-/// The balancer's choice among the endpoints that are healthy, not refused by their breakers, and not tried yet.
+/// The balancer's choice among the endpoints that are healthy, not refused by their breakers, and not tried yet. An outlier
+/// is better than nobody.
 fn pick(tx: &Transaction, now: Instant) -> Option<usize> {
     let (service, state) = tx.service()?;
     let settings = &service.breaker.settings;
@@ -174,7 +175,13 @@ fn pick(tx: &Transaction, now: Instant) -> Option<usize> {
     };
     let share = |index: usize| state.standing.share(index, tx.worker.now());
     let in_flight = |index: usize| state.endpoints[index].in_flight();
-    state.balancer.borrow_mut().pick(tx.worker.draw(), usable, share, in_flight)
+    let mut balancer = state.balancer.borrow_mut();
+    if !state.memory.has_ejected.get() {
+        return balancer.pick(tx.worker.draw(), usable, share, in_flight);
+    }
+    let better = |index: usize| usable(index) && !state.endpoints[index].outlier.get().is_ejected(now);
+    let best = balancer.pick(tx.worker.draw(), better, share, in_flight);
+    best.or_else(|| balancer.pick(tx.worker.draw(), usable, share, in_flight))
 }
 
 /// Takes the request to the endpoint.

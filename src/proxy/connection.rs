@@ -96,7 +96,8 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
             Next::KeepAlive => worker.share(&mut turns).await,
             Next::Close => break,
             Next::Linger => {
-                linger(worker, &mut client, &mut buf).await;
+                // Rare and large, so kept out of the connection's own future.
+                Box::pin(linger(worker, &mut client, &mut buf)).await;
                 break;
             }
         }

@@ -11,6 +11,7 @@ use super::watch::Millis;
 use crate::snapshot::EndpointId;
 use crate::telemetry::counters::{Counters, EndpointSight};
 use crate::traffic::breaker::Breaker;
+use crate::traffic::outlier::OutlierRecord;
 
 /// The most idle connections that a worker keeps to an endpoint.
 pub const IDLE_MAX: usize = 512;
@@ -25,6 +26,8 @@ pub struct EndpointState {
     nanos: Cell<u64>,
     /// Whether it gets requests from this worker.
     pub breaker: RefCell<Breaker>,
+    /// How it does beside its siblings.
+    pub outlier: Cell<OutlierRecord>,
     retired: Cell<bool>,
 }
 
@@ -88,7 +91,8 @@ impl EndpointState {
     pub fn export(&self, endpoint: EndpointId, counters: &Counters, now: Instant) {
         let breaker = self.breaker.borrow().state(now);
         let (in_flight, answers, nanos) = (self.in_flight.get(), self.answers.get(), self.nanos.get());
-        counters.endpoint_stands(endpoint, &EndpointSight { breaker, in_flight, answers, nanos });
+        let ejected = u32::from(self.outlier.get().is_ejected(now));
+        counters.endpoint_stands(endpoint, &EndpointSight { breaker, ejected, in_flight, answers, nanos });
     }
 
     /// Counts one request more or less.

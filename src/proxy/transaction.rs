@@ -227,6 +227,11 @@ impl Transaction {
         let Some((service, _)) = self.service() else { return };
         if let Some((endpoint, state)) = self.endpoint_state() {
             let draw = self.worker.draw();
+            if verdict != Verdict::Neutral {
+                let mut record = state.outlier.get();
+                record.note(verdict == Verdict::Failure);
+                state.outlier.set(record);
+            }
             let change = state.breaker.borrow_mut().settle(permit, verdict, &service.breaker.settings, now, draw);
             if change.is_some() {
                 state.export(endpoint.id, &self.worker.counters, now);

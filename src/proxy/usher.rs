@@ -38,12 +38,13 @@ impl Usher {
             let usher = Rc::clone(&usher);
             async move {
                 let mut buf = vec![0; 16];
+                let mut called = Vec::new();
                 let mut result = Ok(1);
                 while matches!(result, Ok(read) if read > 0) {
                     (result, buf) = ear.read(buf).await;
                     // Each may wait again while the others are woken.
-                    let waiting = usher.waiting.take();
-                    waiting.into_iter().for_each(Waker::wake);
+                    std::mem::swap(&mut called, &mut *usher.waiting.borrow_mut());
+                    called.drain(..).for_each(Waker::wake);
                 }
             }
         };

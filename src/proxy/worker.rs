@@ -21,6 +21,7 @@ use crate::snapshot::{self, EndpointId, OnError, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::traffic::balance::Balancer;
+use crate::traffic::outlier;
 use crate::traffic::retry::RetryBudget;
 use crate::traffic::standing::{Health, Standing};
 
@@ -152,6 +153,10 @@ pub struct ServiceMemory {
     pub in_flight: Cell<u32>,
     /// How many retries there may be.
     pub budget: RefCell<RetryBudget>,
+    /// Whether any endpoint may be out as an outlier.
+    pub has_ejected: Cell<bool>,
+    /// When its endpoints were compared last.
+    compared: Cell<Millis>,
 }
 
 /// A worker's side of a service.
@@ -347,7 +352,23 @@ impl Worker {
         if now - self.tidied.get() >= TIDY_EVERY {
             self.tidied.set(now);
             self.tidy(now);
+            self.compare(instant);
             self.export(instant);
+        }
+    }
+
+    /// Looks for outliers among the endpoints of each service whose time for that has come.
+    fn compare(&self, instant: Instant) {
+        let loaded = Rc::clone(&self.loaded.borrow());
+        for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
+            let settings = &service.outliers;
+            let is_due = self.now() - state.memory.compared.get() >= settings.interval.as_millis() as Millis;
+            if is_due && service.endpoints.len() > 1 {
+                state.memory.compared.set(self.now());
+                let records: Vec<_> = state.endpoints.iter().map(|endpoint| &endpoint.outlier).collect();
+                outlier::evaluate(settings, &records, instant);
+                state.memory.has_ejected.set(records.iter().any(|record| record.get().is_ejected(instant)));
+            }
         }
     }
 

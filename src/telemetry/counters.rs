@@ -6,6 +6,7 @@
 //! Series with labels live in open-addressed tables of a fixed size, so that nothing is allocated on the request path
 //! and hostile labels cannot grow them: what does not fit is counted under `other`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -101,7 +102,7 @@ pub struct Counters {
     pub(super) upstream: Table,
     /// By service and kind of identity: count.
     pub(super) rate_limited: Table,
-    /// By endpoint: breaker state, requests in flight, answers, their nanoseconds.
+    /// By endpoint: breaker state, requests in flight, answers, their nanoseconds, whether it is ejected.
     pub(super) endpoints: Table,
     bounds: Box<[u64]>,
     enabled: bool,
@@ -112,6 +113,8 @@ pub struct Counters {
 pub struct EndpointSight {
     /// Its breaker; the worst of them.
     pub breaker: BreakerState,
+    /// On how many workers it is out as an outlier.
+    pub ejected: u32,
     /// Requests under way to it.
     pub in_flight: u32,
     /// Heads of answers that came from it.
@@ -120,18 +123,43 @@ pub struct EndpointSight {
     pub nanos: u64,
 }
 
-const ENDPOINT_COLUMNS: usize = 4;
+const ENDPOINT_COLUMNS: usize = 5;
 
 /// How the endpoint stands on all workers together.
 pub fn endpoint_sight(blocks: &[Arc<Counters>], endpoint: EndpointId) -> EndpointSight {
-    let mut sum = EndpointSight { breaker: BreakerState::Closed, in_flight: 0, answers: 0, nanos: 0 };
+    let mut sum = EndpointSight { breaker: BreakerState::Closed, ejected: 0, in_flight: 0, answers: 0, nanos: 0 };
     for row in blocks.iter().filter_map(|block| block.endpoints.find(u64::from(endpoint.0))) {
         sum.breaker = sum.breaker.max(BreakerState::from_number(row[0].get()));
         sum.in_flight += row[1].get() as u32;
         sum.answers += row[2].get();
         sum.nanos += row[3].get();
+        sum.ejected += row[4].get() as u32;
     }
     sum
+}
+
+/// The answers of the endpoint, by status.
+pub fn endpoint_answers(blocks: &[Arc<Counters>], endpoint: EndpointId) -> BTreeMap<u16, u64> {
+    let mut sums = BTreeMap::new();
+    for (key, row) in blocks.iter().flat_map(|block| block.upstream.rows()).filter(|&(key, _)| key != OTHER) {
+        let (other, status) = split_upstream_key(key);
+        if other == endpoint {
+            *sums.entry(status).or_default() += row[0].get();
+        }
+    }
+    sums
+}
+
+/// How many requests to the service a rate limit refused, by whom it counts.
+pub fn rate_limit_hits(blocks: &[Arc<Counters>], service: ServiceId) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for (key, row) in blocks.iter().flat_map(|block| block.rate_limited.rows()).filter(|&(key, _)| key != OTHER) {
+        let (other, kind) = split_rate_limited_key(key);
+        if other == service {
+            *sums.entry(kind.as_str()).or_default() += row[0].get();
+        }
+    }
+    sums
 }
 
 /// The key of what did not fit.
@@ -208,6 +236,7 @@ impl Counters {
             row[1].set(u64::from(sight.in_flight));
             row[2].set(sight.answers);
             row[3].set(sight.nanos);
+            row[4].set(u64::from(sight.ejected));
         }
     }
 

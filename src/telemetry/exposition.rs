@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::counters::{
-    Counter, Counters, OTHER, Shape, Table, endpoint_sight, split_rate_limited_key, split_request_key,
+    Counter, Counters, EndpointSight, OTHER, Shape, Table, endpoint_sight, split_rate_limited_key, split_request_key,
     split_upstream_key,
 };
 use super::labels::Labels;
@@ -228,13 +228,27 @@ impl Sum {
     /// Those of the endpoints that there are now.
     fn encode_breakers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "The endpoint's circuit breaker, on the worker where it is worst: 0 closed, 1 half-open, 2 open";
-        gauge(encoder, "api_gateway_circuit_breaker_state", help, |mut metric| {
+        self.encode_endpoints(encoder, "circuit_breaker_state", help, |sight| sight.breaker as i64)?;
+        let help = "On how many workers the endpoint gets no requests because it fails more often than its siblings";
+        self.encode_endpoints(encoder, "endpoint_ejected", help, |sight| i64::from(sight.ejected))?;
+        let help = "Requests under way to the endpoint, a second old at most";
+        self.encode_endpoints(encoder, "endpoint_requests_in_flight", help, |sight| i64::from(sight.in_flight))
+    }
+
+    fn encode_endpoints(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: impl Fn(&EndpointSight) -> i64,
+    ) -> fmt::Result {
+        gauge(encoder, &format!("api_gateway_{name}"), help, |mut metric| {
             let snapshot = self.progress.seam.load();
             for service in snapshot.services.iter().filter(|service| service.kind == ServiceKind::Backend) {
                 for endpoint in &service.endpoints {
                     let sight = endpoint_sight(&self.counters, endpoint.id);
                     let labels = [("service", &*service.name), ("instance", &*endpoint.instance)];
-                    metric.encode_family(&labels)?.encode_gauge(&(sight.breaker as i64))?;
+                    metric.encode_family(&labels)?.encode_gauge(&value(&sight))?;
                 }
             }
             Ok(())

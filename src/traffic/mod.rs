@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod breaker;
 pub mod host;
+pub mod outlier;
 pub mod path;
 pub mod retry;
 pub mod route;

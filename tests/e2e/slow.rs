@@ -34,10 +34,11 @@ fn read_slowly(mut take: impl FnMut(usize) -> io::Result<Vec<u8>>) -> io::Result
 }
 
 fn sends_much() -> Backend {
-    Backend::start(|connection| {
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").into_bytes();
+    answer.extend_from_slice(&pattern(0, LENGTH));
+    Backend::start(move |connection| {
         connection.request()?;
-        connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"))?;
-        connection.send(pattern(0, LENGTH))
+        connection.send(&answer)
     })
 }
 

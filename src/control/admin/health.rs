@@ -4,6 +4,7 @@
 //! yet, counts as healthy. The answer is 200 while everything that was asked about is healthy, 503 otherwise.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -102,8 +103,14 @@ async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: 
     }
 }
 
+/// RFC 3339, UTC, to the millisecond.
+pub(super) fn timestamp(at: SystemTime) -> Option<String> {
+    let at = OffsetDateTime::from(at);
+    at.replace_millisecond(at.millisecond()).ok()?.format(&Rfc3339).ok()
+}
+
 /// 404: no service has that name.
-fn unknown_service(request: &Request) -> Response {
+pub(super) fn unknown_service(request: &Request) -> Response {
     problem(StatusCode::NOT_FOUND, "unknown_service", "There is no service of that name.", request)
 }
 
@@ -139,10 +146,7 @@ impl Sources {
 
     fn endpoint(&self, endpoint: &snapshot::Endpoint) -> Endpoint {
         let HealthReport { verdict, last } = self.reports.get(endpoint.id).unwrap_or_default();
-        let at = last.as_ref().and_then(|last| {
-            let at = OffsetDateTime::from(last.at);
-            at.replace_millisecond(at.millisecond()).ok()?.format(&Rfc3339).ok()
-        });
+        let at = last.as_ref().and_then(|last| timestamp(last.at));
         Endpoint {
             instance: endpoint.instance.clone(),
             status: match verdict.state {

@@ -1,9 +1,10 @@
-//! `[circuit_breaker]` and `[retry]`, and a service's own over them.
+//! `[circuit_breaker]`, `[outlier_detection]` and `[retry]`, and a service's own over them.
 
 use std::time::Duration;
 
 use crate::snapshot::{BreakerPolicy, RetryPolicy, StatusRange};
 use crate::traffic::breaker::BreakerSettings;
+use crate::traffic::outlier::OutlierSettings;
 use crate::traffic::retry::{ATTEMPTS_MAX, RetrySettings};
 
 use super::health;
@@ -54,6 +55,38 @@ pub(super) fn breaker(section: Section<'_>, base: &BreakerPolicy) -> BreakerPoli
         half_open_requests: count("half_open_requests", known.half_open_requests),
     };
     BreakerPolicy { settings, failure_statuses: statuses(section, "failure_statuses", &base.failure_statuses) }
+}
+
+/// What holds for outliers where nothing is set.
+pub(super) fn default_outliers() -> OutlierSettings {
+    OutlierSettings {
+        enabled: true,
+        interval: SECOND * 10,
+        minimum_requests: 100,
+        threshold: 0.2,
+        max_ejected: 0.5,
+        eject_for: SECOND * 30,
+        eject_for_max: SECOND * 300,
+    }
+}
+
+/// `[outlier_detection]` over `base`.
+pub(super) fn outliers(section: Section<'_>, base: &OutlierSettings) -> OutlierSettings {
+    let eject_for = section.read("eject_for", base.eject_for, |node| node.duration(SECOND..=HOUR));
+    OutlierSettings {
+        enabled: section.read("enabled", base.enabled, Node::boolean),
+        interval: section.read("interval", base.interval, |node| node.duration(SECOND..=HOUR)),
+        minimum_requests: section
+            .read("minimum_requests", base.minimum_requests, |node| Ok(node.integer(1..=1_000_000)? as u32)),
+        threshold: section.read("threshold", base.threshold, |node| match share(node)? {
+            0.0 => Err("must be above 0.0".to_owned()),
+            threshold => Ok(threshold),
+        }),
+        max_ejected: section.read("max_ejected", base.max_ejected, share),
+        eject_for,
+        eject_for_max: section
+            .read("eject_for_max", base.eject_for_max.max(eject_for), |node| node.duration(eject_for..=HOUR * 24)),
+    }
 }
 
 /// What holds for retries where nothing is set.

@@ -6,6 +6,7 @@ use crate::http::method::{Method, MethodSet};
 use crate::policy::auth::Mode;
 use crate::snapshot::{BreakerPolicy, Limits, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
+use crate::traffic::outlier::OutlierSettings;
 
 use super::cors::CorsSettings;
 use super::credentials;
@@ -29,6 +30,7 @@ pub(super) struct Global<'a> {
     pub(super) limits: &'a Limits,
     pub(super) timeouts: &'a Timeouts,
     pub(super) breaker: &'a BreakerPolicy,
+    pub(super) outliers: &'a OutlierSettings,
     pub(super) retry: &'a RetryPolicy,
     /// Whether there is any way to tell who a client is.
     pub(super) knows_clients: bool,
@@ -75,11 +77,22 @@ fn check_name(section: Section<'_>, path: &str, name: &str, node: &Node) {
 }
 
 fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>) -> Service {
-    let &Global { limits, timeouts, breaker, retry, knows_clients, rate_limits, health, cors, takes_instances } =
-        global;
+    let &Global {
+        limits,
+        timeouts,
+        breaker,
+        outliers,
+        retry,
+        knows_clients,
+        rate_limits,
+        health,
+        cors,
+        takes_instances,
+    } = global;
     let own_cors = section.path("cors");
     let (own_limits, own_timeouts) = (section.path("limits"), section.path("timeouts"));
     let (own_breaker, own_retry) = (section.path("circuit_breaker"), section.path("retry"));
+    let own_outliers = section.path("outlier_detection");
     Service {
         name: name.to_owned(),
         prefix: prefix(section, place),
@@ -98,6 +111,10 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         breaker: resilience::breaker(
             Section::of(&own_breaker, section.node("circuit_breaker"), section.errors),
             breaker,
+        ),
+        outliers: resilience::outliers(
+            Section::of(&own_outliers, section.node("outlier_detection"), section.errors),
+            outliers,
         ),
         retry: resilience::retry(Section::of(&own_retry, section.node("retry"), section.errors), retry),
         auth: mode(section, place, knows_clients),

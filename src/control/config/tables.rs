@@ -24,11 +24,13 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
     let cors = super::cors::cors(table("cors"), &super::cors::defaults());
     let health = super::health::health(table("health"), &super::health::defaults());
     let breaker = resilience::breaker(table("circuit_breaker"), &resilience::default_breaker());
+    let outliers = resilience::outliers(table("outlier_detection"), &resilience::default_outliers());
     let retry = resilience::retry(table("retry"), &resilience::default_retry());
     let global = services::Global {
         limits: &limits,
         timeouts: &timeouts,
         breaker: &breaker,
+        outliers: &outliers,
         retry: &retry,
         knows_clients: credentials::is_any_configured(clients),
         rate_limits: &rate_limits,
