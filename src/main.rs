@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -14,9 +14,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
+use ringway::control::handover::{self, Handover, Inherited, Predecessor};
 use ringway::control::publisher::Ingredients;
 use ringway::control::reload::{self, Origin};
-use ringway::control::{admin, build, registry, resolve, thread as control};
+use ringway::control::{admin, build, notify, registry, resolve, thread as control};
 use ringway::demo;
 use ringway::policy::auth::keys::KeyKind;
 use ringway::policy::auth::mint::{self, Mint};
@@ -242,10 +243,8 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let workers = worker_count(config.server.workers);
     let connections_max = connections_max(config.server.max_connections_per_worker, workers);
     let address = SocketAddr::new(config.server.host, config.server.port);
-    let listeners = accept::bind(address, workers, config.server.backlog).with_context(|| {
-        format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
-    })?;
-    let address = listeners.first().context("there is no worker")?.local_addr()?;
+    let Listeners { shares, sockets, is_shared, predecessor } = listeners(address, workers, config.server.backlog)?;
+    let address = sockets.first().context("there is no worker")?.local_addr()?;
 
     let labels = Arc::new(Labels::new());
     let shape = Shape {
@@ -282,13 +281,14 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let (started_tx, started) = mpsc::channel();
     let (ended_tx, ended) = mpsc::channel();
     let cores = if config.server.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
-    for ((index, listener), log) in listeners.into_iter().enumerate().zip(senders) {
+    for ((index, listeners), log) in shares.into_iter().enumerate().zip(senders) {
         let parts = Parts {
             index,
             workers,
             seam: Arc::clone(&seam),
             counters: Arc::clone(&counters[index]),
             log,
+            listens_on_shared: is_shared,
             connections_max,
             limits: limits.clone(),
             redis: redis.clone(),
@@ -303,7 +303,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         let (started, ended) = (started_tx.clone(), ended_tx.clone());
         thread::Builder::new().name(format!("ringway-{index}")).spawn(move || {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                runtime::run(parts, listener, core, driver, |running| {
+                runtime::run(parts, listeners, core, driver, |running| {
                     // The receiver is gone when another worker failed to start.
                     let _ = started.send((index, running));
                 })
@@ -357,8 +357,21 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         },
         registered,
         origin,
+        handover: Handover::new(sockets, is_shared),
         reloads,
     })?;
+    while !seam.all_adopted() && seam.phase() == Phase::Serving {
+        // A worker that fails instead is heard of below.
+        if let Ok(Err(error)) = ended.recv_timeout(Duration::from_millis(1)) {
+            return Err(anyhow::Error::from(error).context("a worker failed"));
+        }
+    }
+    if let Some(predecessor) = predecessor
+        && predecessor.say_serving().is_err()
+    {
+        tracing::warn!("the process that handed its sockets over is gone");
+    }
+    notify::ready();
     ready(address);
 
     let mut result = Ok(());
@@ -373,6 +386,48 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     control.stop();
     log_writer.finish(LOG_FLUSH_MAX);
     result
+}
+
+/// Where clients come in.
+struct Listeners {
+    /// Each worker's own.
+    shares: Vec<Vec<TcpListener>>,
+    /// Every socket once.
+    sockets: Vec<TcpListener>,
+    is_shared: bool,
+    predecessor: Option<Predecessor>,
+}
+
+/// The sockets that this process was given, where they fit, or else its own.
+fn listeners(address: SocketAddr, workers: usize, backlog: u32) -> anyhow::Result<Listeners> {
+    let inherited = handover::inherit().context("cannot take the listening sockets over")?;
+    let (fitting, predecessor) = match inherited {
+        Some(inherited) if inherited.fits(address) || inherited.is_shared => (Some(inherited), None),
+        Some(Inherited { predecessor, .. }) => {
+            tracing::warn!(%address, "the configuration's address is another one: the sockets of the process before are not used");
+            (None, predecessor)
+        }
+        None => (None, None),
+    };
+    let Some(Inherited { mut sockets, is_shared, predecessor: own }) = fitting else {
+        let sockets = accept::bind(address, workers, backlog).with_context(|| {
+            format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
+        })?;
+        let shares = handover::share_out(&sockets, workers, || Ok(None))?;
+        return Ok(Listeners { shares, sockets, is_shared: false, predecessor });
+    };
+    let at = sockets.first().context("there is no socket")?.local_addr()?;
+    let mut opened = Vec::new();
+    let shares = handover::share_out(&sockets, workers, || {
+        if is_shared {
+            return Ok(None);
+        }
+        let socket = accept::bind_another(at, backlog)?;
+        opened.push(socket.try_clone()?);
+        Ok(Some(socket))
+    })?;
+    sockets.append(&mut opened);
+    Ok(Listeners { shares, sockets, is_shared, predecessor: own })
 }
 
 /// What a worker needs to reach Redis, where there is one. One whose name does not resolve yet is looked for where nobody

@@ -386,6 +386,7 @@ pub struct Seam {
     phase: AtomicU8,
     adopted: Box<[AtomicU64]>,
     keys_wanted: AtomicBool,
+    handed_over: AtomicBool,
 }
 
 impl Seam {
@@ -397,6 +398,7 @@ impl Seam {
             phase: AtomicU8::new(Phase::Serving as u8),
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             keys_wanted: AtomicBool::new(false),
+            handed_over: AtomicBool::new(false),
         }
     }
 
@@ -442,6 +444,16 @@ impl Seam {
     /// Whether a key was wanted since this was last asked.
     pub fn take_keys_wanted(&self) -> bool {
         self.keys_wanted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes that another process accepts from the same listening sockets: a drain leaves them alone.
+    pub fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Release);
+    }
+
+    /// Whether another process accepts from the same listening sockets.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
     }
 
     /// Where the process stands.

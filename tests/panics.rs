@@ -49,6 +49,7 @@ fn a_panic_ends_its_own_connection_alone() {
     let (mut lines, out) = std::io::pipe().expect("a pipe");
     let (mut logs, log_writer) = log::start(1, 1 << 16, out).expect("a thread");
     let parts = Parts {
+        listens_on_shared: false,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),
@@ -59,7 +60,7 @@ fn a_panic_ends_its_own_connection_alone() {
         redis: None,
         token_key: [0; 16],
     };
-    let worker = thread::spawn(move || runtime::run(parts, listener, None, runtime::Driver::Auto, |_| {}));
+    let worker = thread::spawn(move || runtime::run(parts, vec![listener], None, runtime::Driver::Auto, |_| {}));
 
     let mut bystander = TcpStream::connect(address).expect("a worker");
     for _ in 0..3 {

@@ -131,6 +131,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
     let shape = Shape { enabled: true, buckets: config.metrics.buckets, max_series: 1000 };
     let (mut logs, log_writer) = log::start(1, 1 << 20, std::io::sink()).expect("a thread");
     let parts = Parts {
+        listens_on_shared: false,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),
@@ -141,7 +142,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
         redis: None,
         token_key: [0; 16],
     };
-    let worker = thread::spawn(move || runtime::run(parts, listener, None, driver, |_| COUNTED.set(true)));
+    let worker = thread::spawn(move || runtime::run(parts, vec![listener], None, driver, |_| COUNTED.set(true)));
 
     let mut client = TcpStream::connect(address).expect("a worker");
     client.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");

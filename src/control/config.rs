@@ -305,6 +305,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 /// and ignored elsewhere.
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
+        .filter(|(name, _)| name != super::handover::VARIABLE)
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .collect()
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::config::{self, Config, ConfigErrors, Source};
 use super::publisher::Publisher;
-use super::resolve;
+use super::{notify, resolve};
 use crate::telemetry::reloads::{ReloadResult, Reloads};
 
 /// From one look at the files to the next.
@@ -85,6 +85,7 @@ impl Reloader {
     }
 
     async fn reload(&self, origin: &mut Origin) {
+        notify::reloading();
         let source = origin.source.clone();
         // A file system that hangs must not take the control plane along, nor a long configuration hold it up.
         let loaded = spawn_blocking(move || load(&source)).await;
@@ -106,6 +107,7 @@ impl Reloader {
             }
         };
         self.reloads.count(result);
+        notify::ready();
     }
 
     async fn apply(&self, mut config: Config) {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::handover::Handover;
+use super::notify;
 use crate::snapshot::{Phase, Seam};
 
 /// How long the workers may take to end once everything is cut.
@@ -27,6 +29,18 @@ pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    quit: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// The end; the signal's name.
+    Stop(&'static str),
+    /// That another process takes over.
+    HandOver,
+    /// That the configuration is read again.
+    Reload,
 }
 
 impl Signals {
@@ -39,17 +53,33 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
         })
     }
 
-    /// Drains at the first SIGTERM or SIGINT, and ends the process at the second. SIGHUP is passed on to `reload`.
-    pub async fn obey(mut self, seam: Arc<Seam>, drain: Drain, reload: mpsc::Sender<()>) {
-        let name = self.stop(&reload).await;
-        tracing::info!(signal = name, timeout_seconds = drain.timeout.as_secs_f64(), "draining");
+    /// Drains at the first SIGTERM or SIGINT, and ends the process at the second. At SIGQUIT the next process is started and
+    /// given the listening sockets; once it serves, this one drains. SIGHUP is passed on to `reload`.
+    pub async fn obey(mut self, seam: Arc<Seam>, drain: Drain, mut handover: Handover, reload: mpsc::Sender<()>) {
+        loop {
+            match self.next().await {
+                Order::Reload => ask(&reload),
+                Order::HandOver => {
+                    if self.hand_over(&handover, &reload).await {
+                        seam.hand_over();
+                        break;
+                    }
+                }
+                Order::Stop(signal) => {
+                    tracing::info!(signal, timeout_seconds = drain.timeout.as_secs_f64(), "draining");
+                    notify::stopping();
+                    break;
+                }
+            }
+        }
         tokio::select! {
-            () = run(&seam, drain) => {}
-            name = self.stop(&reload) => {
-                tracing::warn!(signal = name, "a second signal ends the process at once");
+            () = run(&seam, drain, &mut handover) => {}
+            signal = self.stop() => {
+                tracing::warn!(signal, "a second signal ends the process at once");
                 std::process::exit(0);
             }
         }
@@ -59,27 +89,81 @@ impl Signals {
                 tracing::error!("a worker does not end; the process does");
                 std::process::exit(1);
             }
-            _ = self.stop(&reload) => std::process::exit(0),
+            _ = self.stop() => std::process::exit(0),
+        }
+    }
+
+    /// Whether another process serves now. An end that is asked for meanwhile is this one's, and ends the other.
+    async fn hand_over(&mut self, handover: &Handover, reload: &mpsc::Sender<()>) -> bool {
+        tracing::info!("SIGQUIT: the next process is started");
+        let running = handover.run();
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                result = &mut running => match result {
+                    Ok(pid) => {
+                        notify::main_process(pid);
+                        tracing::info!(pid, "the next process serves; this one drains");
+                        return true;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the next process does not serve; this one goes on");
+                        return false;
+                    }
+                },
+                order = self.next() => match order {
+                    Order::Reload => ask(reload),
+                    Order::HandOver => tracing::warn!("SIGQUIT: the next process is being started already"),
+                    Order::Stop(signal) => {
+                        tracing::warn!(signal, "the next process is ended before it serves");
+                        self.again(signal);
+                        return false;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Takes a signal that was read for one that is still to come.
+    fn again(&self, name: &'static str) {
+        let signal = if name == "SIGINT" { rustix::process::Signal::INT } else { rustix::process::Signal::TERM };
+        // It is this very process.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+    }
+
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.terminate.recv() => Order::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Order::Stop("SIGINT"),
+            _ = self.hang_up.recv() => Order::Reload,
+            _ = self.quit.recv() => Order::HandOver,
         }
     }
 
     /// The next signal that asks for an end.
-    async fn stop(&mut self, reload: &mpsc::Sender<()>) -> &'static str {
+    async fn stop(&mut self) -> &'static str {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                // A full channel says that a reload is asked for already.
-                _ = self.hang_up.recv() => { let _ = reload.try_send(()); }
+            if let Order::Stop(name) = self.next().await {
+                return name;
             }
         }
     }
 }
 
-/// Readiness first, so that load balancers move on; then the listeners; then, when time is over, whatever is left.
-async fn run(seam: &Seam, drain: Drain) {
-    seam.advance(Phase::Unready);
-    tokio::time::sleep(drain.delay).await;
+/// A full channel says that a reload is asked for already.
+fn ask(reload: &mpsc::Sender<()>) {
+    let _ = reload.try_send(());
+}
+
+/// Readiness first, so that load balancers move on; then the listeners; then, when time is over, whatever is left. Where
+/// another process has taken over, nobody has to move on.
+async fn run(seam: &Seam, drain: Drain, handover: &mut Handover) {
+    if !seam.is_handed_over() {
+        seam.advance(Phase::Unready);
+        tokio::time::sleep(drain.delay).await;
+    }
+    // Or the sockets would stay open behind the workers' backs, and nobody would accept.
+    handover.close();
     seam.advance(Phase::Draining);
     tokio::time::sleep(drain.timeout).await;
     tracing::warn!("the drain's time is over; what is still in flight is cut");
@@ -96,7 +180,7 @@ mod tests {
         let drain = Drain { delay: Duration::from_secs(5), timeout: Duration::from_secs(30) };
         let running = tokio::spawn({
             let seam = Arc::clone(&seam);
-            async move { run(&seam, drain).await }
+            async move { run(&seam, drain, &mut Handover::new(Vec::new(), false)).await }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(seam.phase(), Phase::Unready);

@@ -9,11 +9,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Management};
+use super::handover::Handover;
 use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
 use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
-use super::{dns, endpoint_watch, health, issuer, ledger_watch, signals};
+use super::{dns, endpoint_watch, health, issuer, ledger_watch, notify, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Exposition;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub registered: Book,
     /// Where the configuration comes from; `None` for one that cannot be read again.
     pub origin: Option<Origin>,
+    /// What the next process gets.
+    pub handover: Handover,
     /// Counts what becomes of changed configurations.
     pub reloads: Arc<Reloads>,
 }
@@ -61,19 +64,30 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
     };
     let thread = std::thread::Builder::new().name("ringway-control".into()).spawn(move || {
         runtime.block_on(async {
-            let Parts { seam, counters, mut exposition, management, ingredients, registered, origin, reloads } = parts;
+            let Parts {
+                seam,
+                counters,
+                mut exposition,
+                management,
+                ingredients,
+                registered,
+                origin,
+                handover,
+                reloads,
+            } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             // One that waits stands for any number of them.
             let (reload, reload_asked) = mpsc::channel(1);
-            tokio::spawn(signals.obey(Arc::clone(&seam), drain, reload));
+            tokio::spawn(signals.obey(Arc::clone(&seam), drain, handover, reload));
             tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
             exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
             let routes = routes.merge(status);
+            tokio::spawn(notify::keep_alive(counters.clone()));
             tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
             tokio::spawn(Arc::clone(&registry).keep());

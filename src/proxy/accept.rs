@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use monoio::io::Canceller;
-use monoio::net::TcpListener;
+use monoio::net::{TcpListener, TcpStream};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, SockFilter, Socket as RawSocket, Type};
 
@@ -41,14 +42,17 @@ pub fn bind(address: SocketAddr, count: usize, backlog: u32) -> io::Result<Vec<S
     let probe = open(address, false)?;
     let address = probe.local_addr()?.as_socket().unwrap_or(address);
     drop(probe);
-    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-    (0..count)
-        .map(|_| {
-            let socket = open(address, true)?;
-            socket.listen(backlog)?;
-            Ok(socket.into())
-        })
-        .collect()
+    (0..count).map(|_| bind_another(address, backlog)).collect()
+}
+
+/// One more listener beside those that share `address` already.
+///
+/// # Errors
+/// They do not share it, or no descriptor can be had.
+pub fn bind_another(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
+    let socket = open(address, true)?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
 }
 
 fn open(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {
@@ -71,6 +75,8 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {
 #[allow(missing_debug_implementations)]
 pub struct Acceptor {
     listener: TcpListener,
+    /// Whether somebody else goes on listening on the same socket, as systemd does.
+    is_shared: bool,
     canceller: RefCell<Option<Canceller>>,
 }
 
@@ -79,10 +85,11 @@ impl Acceptor {
     ///
     /// # Errors
     /// The driver does not take the descriptor.
-    pub fn new(listener: StdListener, is_epoll: bool) -> io::Result<Acceptor> {
+    pub fn new(listener: StdListener, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
         // io_uring waits in the kernel, on a blocking socket; epoll must not block.
         listener.set_nonblocking(is_epoll)?;
-        Ok(Acceptor { listener: TcpListener::from_std(listener)?, canceller: RefCell::new(Some(Canceller::new())) })
+        let canceller = RefCell::new(Some(Canceller::new()));
+        Ok(Acceptor { listener: TcpListener::from_std(listener)?, is_shared, canceller })
     }
 
     /// Accepts clients until the drain has emptied the queue.
@@ -96,15 +103,8 @@ impl Acceptor {
             }
             let Some(handle) = self.canceller.borrow().as_ref().map(Canceller::handle) else { return };
             match self.listener.cancelable_accept(handle).await {
-                Ok((stream, peer)) => {
-                    worker.counters.connections_accepted.add(1);
-                    let socket = Socket::tcp(stream, &worker.registry, Side::Client);
-                    // Counted here, not when the task first runs: the next accept depends on it.
-                    let counted = Counted::new(worker);
-                    let client = Box::new(Client { socket, peer: Some(peer.ip().to_canonical()) });
-                    monoio::spawn(connection::serve(counted, client));
-                }
-                Err(_) if self.canceller.borrow().is_none() => return,
+                Ok((stream, peer)) => welcome(worker, stream, peer),
+                Err(_) if self.canceller.borrow().is_none() => return self.leave(worker).await,
                 Err(_) => {
                     // Out of descriptors or memory, or the client was gone before it was accepted. The queue holds the
                     // others meanwhile.
@@ -115,20 +115,47 @@ impl Acceptor {
         }
     }
 
+    /// Accepts whom the kernel may have woken this process for just when it stopped to accept: of several that wait on one
+    /// socket it wakes one alone, and the others would hear of the connection with the next one only.
+    async fn leave(&self, worker: &Rc<Worker>) {
+        while self.is_left_to_others(worker) && !self.queue_is_empty() {
+            let canceller = Canceller::new();
+            let mut accepting = pin!(self.listener.cancelable_accept(canceller.handle()));
+            let accepted = match monoio::time::timeout(TICK, accepting.as_mut()).await {
+                Ok(accepted) => accepted,
+                Err(_) => {
+                    // Somebody else has it. A cancelled accept may have a connection still.
+                    canceller.cancel();
+                    accepting.await
+                }
+            };
+            if let Ok((stream, peer)) = accepted {
+                welcome(worker, stream, peer);
+            }
+        }
+    }
+
+    fn is_left_to_others(&self, worker: &Worker) -> bool {
+        self.is_shared || worker.seam.is_handed_over()
+    }
+
     /// Waits for the drain, then closes the listener: first it takes no new connection attempts, whose senders try again
     /// and find another gateway or a refusal; then, once everybody who is in the queue has been accepted, it goes.
     ///
-    /// Closing a listener right away would reset those in its queue, whose requests may be on their way.
+    /// Closing a listener right away would reset those in its queue, whose requests may be on their way. A socket that
+    /// another process listens on too is merely left to it, queue and all.
     pub async fn close_on_drain(&self, worker: &Rc<Worker>) {
         while worker.seam.phase() < Phase::Draining {
             monoio::time::sleep(TICK).await;
         }
-        // Without the filter a few may slip into the queue between the last accept and the close.
-        let _ = refuse_new(&self.listener);
-        let mut quiet = 0;
-        while quiet < QUIET_TICKS {
-            monoio::time::sleep(TICK).await;
-            quiet = if self.queue_is_empty() { quiet + 1 } else { 0 };
+        if !self.is_left_to_others(worker) {
+            // Without the filter a few may slip into the queue between the last accept and the close.
+            let _ = refuse_new(&self.listener);
+            let mut quiet = 0;
+            while quiet < QUIET_TICKS {
+                monoio::time::sleep(TICK).await;
+                quiet = if self.queue_is_empty() { quiet + 1 } else { 0 };
+            }
         }
         if let Some(canceller) = self.canceller.borrow_mut().take() {
             canceller.cancel();
@@ -143,6 +170,16 @@ impl Acceptor {
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(rustix::event::poll(&mut poll, Some(&at_once)), Ok(0))
     }
+}
+
+/// Begins to serve a client.
+fn welcome(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+    worker.counters.connections_accepted.add(1);
+    let socket = Socket::tcp(stream, &worker.registry, Side::Client);
+    // Counted here, not when the task first runs: the next accept depends on it.
+    let counted = Counted::new(worker);
+    let client = Box::new(Client { socket, peer: Some(peer.ip().to_canonical()) });
+    monoio::spawn(connection::serve(counted, client));
 }
 
 /// Makes the kernel drop every segment to the listener that opens a connection (SYN without ACK): the queue is left alone,

@@ -68,10 +68,11 @@ pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) ->
     let _ = match which {
         Health::Summary => writeln!(
             body,
-            r#"{{"status":"{word}","version":"{}","worker":{},"workers":{},"driver":"{}","ring_flags":"{}","generation":{},"connections":{}}}"#,
+            r#"{{"status":"{word}","version":"{}","worker":{},"workers":{},"pid":{},"driver":"{}","ring_flags":"{}","generation":{},"connections":{}}}"#,
             env!("CARGO_PKG_VERSION"),
             worker.index,
             worker.workers,
+            std::process::id(),
             worker.driver,
             worker.flags,
             tx.loaded.snapshot.generation,

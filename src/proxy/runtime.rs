@@ -69,14 +69,14 @@ pub struct Running {
     pub flags: &'static str,
 }
 
-/// Runs a worker on the calling thread until its drain is over. `started` is told what it runs on before the first client
+/// Runs a worker on the calling thread, with one listener or more, until its drain is over. `started` is told what it runs on before the first client
 /// is accepted.
 ///
 /// # Errors
 /// No driver that `driver` allows can be had, or the listener cannot be used with it.
 pub fn run(
     parts: Parts,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     core: Option<core_affinity::CoreId>,
     driver: Driver,
     started: impl FnOnce(Running),
@@ -87,7 +87,7 @@ pub fn run(
     }
     let (runtime, running) = build(driver)?;
     started(running);
-    let main = serve(parts, listener, running);
+    let main = serve(parts, listeners, running);
     match runtime {
         AnyRuntime::IoUring(mut runtime) => runtime.block_on(main),
         AnyRuntime::Epoll(mut runtime) => runtime.block_on(main),
@@ -116,7 +116,8 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
     Ok((AnyRuntime::Epoll(runtime), Running { driver: "epoll", flags: "-" }))
 }
 
-async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Result<()> {
+async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> io::Result<()> {
+    let is_shared = parts.listens_on_shared;
     let gateway = parts.redis.as_ref().map(|redis| redis.gateway);
     let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
     if let (Some(gateway), Some(redis)) = (gateway, worker.limiter.redis()) {
@@ -137,24 +138,26 @@ async fn serve(parts: Parts, listener: TcpListener, running: Running) -> io::Res
         monoio::spawn(ushering);
         worker.take_turns(usher);
     }
-    let acceptor = Rc::new(Acceptor::new(listener, is_epoll)?);
-    let listening = Rc::new(Cell::new(true));
-    monoio::spawn({
-        let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
-        async move {
-            acceptor.run(&worker).await;
-            listening.set(false);
-        }
-    });
-    monoio::spawn({
-        let worker = Rc::clone(&worker);
-        async move { acceptor.close_on_drain(&worker).await }
-    });
+    let listening = Rc::new(Cell::new(listeners.len()));
+    for listener in listeners {
+        let acceptor = Rc::new(Acceptor::new(listener, is_shared, is_epoll)?);
+        monoio::spawn({
+            let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
+            async move {
+                acceptor.run(&worker).await;
+                listening.set(listening.get() - 1);
+            }
+        });
+        monoio::spawn({
+            let worker = Rc::clone(&worker);
+            async move { acceptor.close_on_drain(&worker).await }
+        });
+    }
     // The heartbeat, until the drain is over: nobody left, or no time left.
     while worker.seam.phase() < Phase::Stopping {
         monoio::time::sleep(TICK).await;
         worker.tick();
-        if !listening.get() && worker.connections() == 0 {
+        if listening.get() == 0 && worker.connections() == 0 {
             return Ok(());
         }
     }

@@ -53,6 +53,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The worker's own way to the access log.
     pub log: LogSender,
+    /// Whether somebody outside this process listens on the same sockets.
+    pub listens_on_shared: bool,
     /// The most client connections.
     pub connections_max: u32,
     /// What all workers share of their rate limits.
@@ -345,6 +347,7 @@ impl Worker {
         let drain_idle_before = self.is_draining().then(|| now.saturating_sub(DRAIN_IDLE));
         let fired = self.registry.sweep(now, drain_idle_before);
         self.counters.timeouts.add(fired);
+        self.counters.heartbeats.add(1);
         self.limiter.sweep(self.moment(instant));
         self.limiter.export(&self.counters);
         self.log.borrow_mut().wake();

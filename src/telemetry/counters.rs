@@ -54,6 +54,8 @@ impl Counter {
 pub struct Counters {
     /// Requests under way.
     pub active: Counter,
+    /// Ticks of the worker: one that does not tick hangs.
+    pub heartbeats: Counter,
     /// Client connections accepted.
     pub connections_accepted: Counter,
     /// Client connections open.
@@ -172,6 +174,7 @@ impl Counters {
         let histograms = (shape.max_series / 8).max(64);
         Counters {
             active: Counter::default(),
+            heartbeats: Counter::default(),
             connections_accepted: Counter::default(),
             connections_open: Counter::default(),
             accept_errors: Counter::default(),

@@ -31,4 +31,6 @@ mod retries;
 mod routing;
 mod slow;
 mod support;
+mod systemd;
 mod tunnel;
+mod upgrade;

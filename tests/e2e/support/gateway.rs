@@ -50,6 +50,11 @@ impl Lines {
         }
     }
 
+    /// A line that `wanted` accepts behind the first `seen` ones, waited for.
+    pub fn wait_for_after(&self, seen: usize, wanted: impl Fn(&Value) -> bool) {
+        super::until("the line comes", || self.all().iter().skip(seen).any(&wanted));
+    }
+
     pub fn all(&self) -> Vec<Value> {
         self.0.0.lock().expect("no panic").clone()
     }
@@ -60,6 +65,8 @@ pub struct Gateway {
     process: Child,
     config: PathBuf,
     server: String,
+    /// Who serves since the last upgrade; not our child.
+    successor: Mutex<Option<u32>>,
     pub address: SocketAddr,
     /// The access log.
     pub log: Lines,
@@ -135,7 +142,15 @@ impl Gateway {
         events.follow(process.stderr.take().expect("piped"));
         let listening = events.wait_for(|event| event["message"] == "listening");
         let address = listening["address"].as_str().expect("a string").parse().expect("an address");
-        let gateway = Gateway { process, config: path, server: server.to_owned(), address, log, events };
+        let gateway = Gateway {
+            process,
+            config: path,
+            server: server.to_owned(),
+            successor: Mutex::default(),
+            address,
+            log,
+            events,
+        };
         until("the gateway is ready", || gateway.get("/readyz").status == 200);
         gateway
     }
@@ -185,10 +200,32 @@ impl Gateway {
         self.process.id()
     }
 
+    /// The process that answers now: after an upgrade, the next one.
+    pub fn serving_pid(&self) -> u32 {
+        let health: Value = serde_json::from_str(&self.get("/health").text()).expect("JSON");
+        health["pid"].as_u64().expect("a number") as u32
+    }
+
+    /// Asks the process that answers now for an upgrade, and waits until it is done or refused.
+    pub fn upgrade(&self) -> Result<u32, Value> {
+        let seen = self.events.all().len();
+        let old = *self.successor.lock().expect("no panic").get_or_insert(self.pid());
+        signal(old, "QUIT");
+        let is_news =
+            |event: &Value| event["message"].as_str().is_some_and(|message| message.starts_with("the next process"));
+        self.events.wait_for_after(seen, is_news);
+        let news = self.events.all().split_off(seen).into_iter().find(is_news).expect("it was just there");
+        match news["pid"].as_u64() {
+            Some(pid) => {
+                *self.successor.lock().expect("no panic") = Some(pid as u32);
+                Ok(pid as u32)
+            }
+            None => Err(news),
+        }
+    }
+
     pub fn signal(&self, name: &str) {
-        // The shell's own `kill`: a command of that name is not everywhere.
-        let status = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &self.pid().to_string()]).status();
-        assert!(status.expect("kill is there").success());
+        signal(self.pid(), name);
     }
 
     pub fn wait_exit(&mut self) -> ExitStatus {
@@ -232,6 +269,19 @@ impl Gateway {
     }
 }
 
+/// Signals a process of the test's own.
+pub fn signal(pid: u32, name: &str) {
+    // The shell's own `kill`: a command of that name is not everywhere.
+    let status = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &pid.to_string()]).status();
+    assert!(status.expect("kill is there").success());
+}
+
+/// Whether a process is there, and no zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+}
+
 /// The binary with so many descriptors at first, and so many that it may allow itself; for [`Gateway::start_command`].
 pub fn with_descriptors(soft: u32, hard: u32) -> Command {
     let mut command = Command::new("/bin/sh");
@@ -242,6 +292,9 @@ pub fn with_descriptors(soft: u32, hard: u32) -> Command {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        if let Some(successor) = self.successor.lock().expect("no panic").filter(|&pid| pid != self.process.id()) {
+            signal(successor, "KILL");
+        }
         // Ended already, in tests of the end.
         let _ = self.process.kill();
         let _ = self.process.wait();
