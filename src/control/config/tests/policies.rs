@@ -171,7 +171,10 @@ fn services() {
     assert_eq!(sms.required_scopes, [(MethodSet::ALL, vec!["a".to_owned(), "b".to_owned()])]);
     let sms = service("required_scopes = { POST = [\"w\"], GET = [] }");
     let one = |method| MethodSet::EMPTY.with(method);
-    assert_eq!(sms.required_scopes, [(one(Method::Get), vec![]), (one(Method::Post), vec!["w".to_owned()])]);
+    let read = one(Method::Get).with(Method::Head);
+    assert_eq!(sms.required_scopes, [(read, vec![]), (one(Method::Post), vec!["w".to_owned()])]);
+    let sms = service("required_scopes = { GET = [\"r\"], HEAD = [] }");
+    assert_eq!(sms.required_scopes, [(one(Method::Get), vec!["r".to_owned()]), (one(Method::Head), vec![])]);
 }
 
 #[test]
