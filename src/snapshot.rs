@@ -89,8 +89,7 @@ pub struct Service {
     pub forward_credentials: bool,
     /// Which pages may ask; `None`: the backend's own matter.
     pub cors: Option<Arc<Cors>>,
-    /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most. The first
-    /// is the one that an API key's own limit replaces.
+    /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most.
     pub rate_limits: Box<[RateLimit]>,
 }
 
@@ -99,14 +98,36 @@ pub struct Service {
 pub struct RateLimit {
     /// The process-wide identity of (service, name); never reused for another.
     pub id: u32,
-    /// What clients see: `default`, or the configured name.
+    /// What clients see: `default`, `own`, or the configured name.
     pub name: Box<str>,
     /// What the ledger calls it, the same in every gateway that shares one: `sms:default`.
     pub ledger_name: Box<str>,
     /// How many requests in how long.
-    pub limit: Limit,
+    pub quota: Quota,
     /// Whom it counts.
     pub key: RateLimitKey,
+}
+
+/// How many requests in how long, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    /// The same for everybody.
+    Fixed(Limit),
+    /// For everybody but API keys that have a limit of their own, which holds instead.
+    Default(Limit),
+    /// The limits of API keys that have their own; nobody else is counted.
+    Own,
+}
+
+impl Quota {
+    /// What holds for a client whose own limit is `own`; `None`: nothing.
+    pub fn of(&self, own: Option<Limit>) -> Option<Limit> {
+        match *self {
+            Quota::Fixed(limit) => Some(limit),
+            Quota::Default(limit) => Some(own.unwrap_or(limit)),
+            Quota::Own => own,
+        }
+    }
 }
 
 /// `rate_limit.key`

@@ -46,10 +46,10 @@ pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<
     let now = tx.worker.unix_ms_coarse() / 1_000;
     let known = authenticator.recall(presented, &mut tx.worker.tokens.borrow_mut(), now);
     if known.is_none()
-        && let (Presented::Bearer(_), Some(rule)) = (presented, service.rate_limits.first())
-        && let Some(retry_after) = tx.worker.limiter.denied(rule, &subject(tx), tx.started())
+        && let Presented::Bearer(_) = presented
+        && let Some(denial) = tx.worker.limiter.denied(&service.rate_limits, &subject(tx), tx.started())
     {
-        return Err(refuse(tx, service, Denial { index: 0, retry_after }));
+        return Err(refuse(tx, service, denial));
     }
     let verified = match known {
         Some(identity) => Ok(Some(identity)),
@@ -146,24 +146,55 @@ fn show(tx: &mut Transaction, service: &Service) {
     tx.replaces.rate_limit = scratch.fields.len() > before;
 }
 
-/// The answer to a request that a limit refuses.
+/// The answer to a request that a limit refuses. It takes the place of one about its credentials.
 fn refuse(tx: &mut Transaction, service: &Service, denial: Denial) -> Problem {
     let rule: &RateLimit = &service.rate_limits[denial.index];
-    let own = subject(tx).own.filter(|_| denial.index == 0);
-    let limit = own.unwrap_or(rule.limit);
+    let limit = rule.quota.of(subject(tx).own);
     let kind = match rule.key {
         RateLimitKey::Identity => subject(tx).identity.unwrap_or(subject(tx).ip).kind(),
         RateLimitKey::Ip => subject(tx).ip.kind(),
     };
     tx.rate_limited = true;
     tx.worker.counters.rate_limited(service.id, kind);
+    remove_challenge(&mut tx.scratch.fields);
     let standing = Standing { remaining: 0, reset_after: denial.retry_after };
-    let shown = Shown { name: &rule.name, limit: &limit, standing };
-    headers::push_headers(std::iter::once(shown), &mut tx.scratch.fields);
+    let shown = limit.as_ref().map(|limit| Shown { name: &rule.name, limit, standing });
+    headers::push_headers(shown.into_iter(), &mut tx.scratch.fields);
     RATE_LIMITED.retry_after(whole_seconds(denial.retry_after))
+}
+
+/// Takes `WWW-Authenticate` out of whole lines.
+fn remove_challenge(fields: &mut Vec<u8>) {
+    const NAME: &[u8] = b"WWW-Authenticate: ";
+    let lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', fields).map(|end| end + 1));
+    let Some(start) = lines.filter(|&start| fields[start..].starts_with(NAME)).last() else { return };
+    let end = memchr::memchr(b'\n', &fields[start..]).map_or(fields.len(), |at| start + at + 1);
+    fields.drain(start..end);
 }
 
 fn whole_seconds(time: Duration) -> u32 {
     let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
     u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_challenge_goes_and_all_else_stays() {
+        let check = |fields: &str, expected: &str| {
+            let mut out = fields.as_bytes().to_vec();
+            remove_challenge(&mut out);
+            assert_eq!(out, expected.as_bytes(), "{fields}");
+        };
+        check("", "");
+        check("Vary: Origin\r\n", "Vary: Origin\r\n");
+        check("WWW-Authenticate: Bearer\r\n", "");
+        check("Vary: Origin\r\nWWW-Authenticate: Bearer a=\"b\"\r\nA: b\r\n", "Vary: Origin\r\nA: b\r\n");
+        check(
+            "Access-Control-Expose-Headers: WWW-Authenticate: \r\n",
+            "Access-Control-Expose-Headers: WWW-Authenticate: \r\n",
+        );
+    }
 }

@@ -23,6 +23,7 @@ mod pool;
 mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
+mod redis_slow;
 mod refusals;
 mod reload;
 mod retries;
