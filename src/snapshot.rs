@@ -389,6 +389,7 @@ pub struct Seam {
     phase: AtomicU8,
     adopted: Box<[AtomicU64]>,
     keys_wanted: AtomicBool,
+    awaits_issuer: AtomicBool,
 }
 
 impl Seam {
@@ -400,6 +401,7 @@ impl Seam {
             phase: AtomicU8::new(Phase::Serving as u8),
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             keys_wanted: AtomicBool::new(false),
+            awaits_issuer: AtomicBool::new(true),
         }
     }
 
@@ -435,6 +437,16 @@ impl Seam {
     /// Whether every worker has adopted some snapshot, the condition of readiness.
     pub fn all_adopted(&self) -> bool {
         self.adopted().all(|generation| generation > 0)
+    }
+
+    /// Whether an issuer whose keys are still to come keeps the gateway from being ready, as at its start.
+    pub fn awaits_issuer(&self) -> bool {
+        self.awaits_issuer.load(Ordering::Acquire)
+    }
+
+    /// Readiness waits for no issuer from now on; whether it did.
+    pub fn await_issuer_no_more(&self) -> bool {
+        self.awaits_issuer.swap(false, Ordering::AcqRel)
     }
 
     /// Notes that a token names a key that is not known: its issuer may have a new one.

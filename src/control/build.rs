@@ -135,6 +135,7 @@ pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Auth
     let auth = &config.auth;
     Arc::new(Authenticator {
         version,
+        awaits_issuer: auth.jwks_url.is_some() && fetched.is_empty(),
         keys: auth.keys.clone().and(fetched),
         rules: auth.rules.clone(),
         api_keys: ApiKeys::new(auth.api_keys.clone()).expect("the configuration was validated"),

@@ -244,6 +244,13 @@ pub fn parse<'a>(
     Ok(head)
 }
 
+/// Method and fields of a head that [`parse`] refused, where they could be read.
+pub fn fields<'a>(bytes: &'a [u8], storage: &'a mut FieldStorage<'a>) -> Option<(Method, &'a [httparse::Header<'a>])> {
+    let mut request = httparse::Request::new(&mut []);
+    request.parse_with_uninit_headers(bytes, storage).ok()?;
+    Some((Method::from_bytes(request.method?.as_bytes()), request.headers))
+}
+
 impl<'a> RequestHead<'a> {
     /// The `X-Forwarded-For` lines, last one first: for a trusted peer's word about its client.
     pub fn forwarded_for(&self) -> impl Iterator<Item = &'a [u8]> {

@@ -156,6 +156,14 @@ pub const OVERLOADED: Problem =
 const STOPPED: Problem =
     Problem::new(503, "draining", "The gateway is going down. Send the request again.").retry_after(1);
 
+/// 503: the issuer's keys have not come yet.
+pub const KEYS_UNAVAILABLE: Problem = Problem::new(
+    503,
+    "keys_unavailable",
+    "The token cannot be checked yet: its issuer's keys have not been fetched. Try again later.",
+)
+.retry_after(1);
+
 /// 429.
 pub const RATE_LIMITED: Problem = Problem::new(
     429,

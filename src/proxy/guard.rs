@@ -3,16 +3,17 @@
 //! The verdicts are those of the pure modules in [`crate::policy`]; here they meet the request's record, the worker's state
 //! and the ledger.
 
-use std::mem::take;
+use std::mem::{MaybeUninit, take};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::failure::RATE_LIMITED;
+use super::failure::{KEYS_UNAVAILABLE, RATE_LIMITED};
 use super::limiter::{Admission, Denial, Subject};
 use super::transaction::Transaction;
+use crate::http::method::Method;
 use crate::http::problem::Problem;
-use crate::http::request::RequestHead;
+use crate::http::request::{self, HEADER_COUNT_MAX, RequestHead};
 use crate::policy::auth::{AuthMethod, Mode, Presented};
 use crate::policy::cors::{Cors, CorsRequest, CorsVerdict};
 use crate::policy::rate_limit::Standing;
@@ -25,15 +26,37 @@ use crate::traffic::window::Limit;
 pub fn cross_origin(tx: &mut Transaction, cors: Option<&Cors>, head: &RequestHead<'_>) -> bool {
     let Some(cors) = cors else { return false };
     tx.replaces.cors = true;
-    let fields = head.fields.iter().map(|field| (field.name.as_bytes(), field.value));
-    let request = CorsRequest::read(head.method, fields);
+    render(tx, cors, head.method, head.fields)
+}
+
+/// Tells the page whether it may read why its request was refused before its service was known, by the gateway's own rules.
+pub fn cross_origin_early(tx: &mut Transaction, head: &RequestHead<'_>) {
+    let loaded = Rc::clone(&tx.loaded);
+    cross_origin(tx, loaded.snapshot.cors.as_deref(), head);
+}
+
+/// The same for a request whose head, `bytes`, was read and is not served.
+#[cold]
+pub fn cross_origin_refused(tx: &mut Transaction, bytes: &[u8]) {
+    let loaded = Rc::clone(&tx.loaded);
+    let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
+    if let Some(cors) = &loaded.snapshot.cors
+        && let Some((method, fields)) = request::fields(bytes, &mut storage)
+    {
+        render(tx, cors, method, fields);
+    }
+}
+
+fn render(tx: &mut Transaction, cors: &Cors, method: Method, fields: &[httparse::Header<'_>]) -> bool {
+    let fields = fields.iter().map(|field| (field.name.as_bytes(), field.value));
+    let request = CorsRequest::read(method, fields);
     matches!(cors.render(&request, &mut tx.scratch.fields), CorsVerdict::Preflight(_))
 }
 
 /// Finds out who the client is, and whether it may use the method.
 ///
 /// # Errors
-/// 400, 401 or 403, with its challenge among the answer's fields. 429 where the client's address is over its limit: then
+/// 400, 401 or 403, with its challenge among the answer's fields; 503 while that cannot be known. 429 where the client's address is over its limit: then
 /// nobody looks at a signature.
 pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<'_>) -> Result<(), Problem> {
     if service.auth == Mode::None {
@@ -65,6 +88,9 @@ pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<
     checked.map_err(|error| {
         if error.is_unknown_key() {
             tx.worker.seam.want_keys();
+            if authenticator.awaits_issuer {
+                return KEYS_UNAVAILABLE;
+            }
         }
         error.push_challenge(&mut tx.scratch.fields);
         error.problem()
@@ -166,8 +192,8 @@ fn refuse(tx: &mut Transaction, service: &Service, denial: Denial) -> Problem {
 /// Takes `WWW-Authenticate` out of whole lines.
 fn remove_challenge(fields: &mut Vec<u8>) {
     const NAME: &[u8] = b"WWW-Authenticate: ";
-    let lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', fields).map(|end| end + 1));
-    let Some(start) = lines.filter(|&start| fields[start..].starts_with(NAME)).last() else { return };
+    let mut lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', fields).map(|end| end + 1));
+    let Some(start) = lines.find(|&start| fields[start..].starts_with(NAME)) else { return };
     let end = memchr::memchr(b'\n', &fields[start..]).map_or(fields.len(), |at| start + at + 1);
     fields.drain(start..end);
 }

@@ -75,6 +75,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
         Ok(head) => head,
         Err(error) => {
             tx.identify_as(None, None);
+            guard::cross_origin_refused(tx, &before[at.start..]);
             return Verdict::Answer(error.problem());
         }
     };
@@ -91,6 +92,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
         Ok(decoded) => (decoded.data, decoded.consumed),
         Err(_) => {
             tx.persistent = false;
+            guard::cross_origin_early(tx, &head);
             return Verdict::Answer(MALFORMED_BODY);
         }
     };
@@ -137,7 +139,10 @@ fn stages(
     if head.form == Form::Asterisk {
         return Err(Verdict::Options);
     }
-    let Ok(path) = path::normalize(head.path, normal) else { return refuse(RequestError::Target.problem()) };
+    let Ok(path) = path::normalize(head.path, normal) else {
+        guard::cross_origin_early(tx, head);
+        return refuse(RequestError::Target.problem());
+    };
     if let Some(health) = Health::from_path(path) {
         tx.route = RouteId::HEALTH;
         return match Health::METHODS.contains(head.method) {
@@ -152,6 +157,7 @@ fn stages(
         };
     };
     if is_ambiguous(tx, head.host, path, index) {
+        guard::cross_origin_early(tx, head);
         return refuse(AMBIGUOUS_PATH);
     }
     let service = &loaded.snapshot.services[index];

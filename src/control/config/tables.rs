@@ -230,5 +230,19 @@ const DEFAULT_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Where credentials are commonly put in a query.
-const DEFAULT_REDACT: [&str; 8] =
-    ["access_token", "api_key", "apikey", "key", "password", "secret", "signature", "token"];
+const DEFAULT_REDACT: [&str; 14] = [
+    "access_token",
+    "api_key",
+    "apikey",
+    "client_secret",
+    "code",
+    "id_token",
+    "jwt",
+    "key",
+    "password",
+    "refresh_token",
+    "secret",
+    "sig",
+    "signature",
+    "token",
+];
