@@ -183,10 +183,10 @@ fn a_redis_that_refuses_is_said_to_be_away_once() {
     let gateway = gateway(&backend, &redis.url(), "1s", "rate_limit = { requests = 100000, window = \"600s\" }");
     assert_eq!(gateway.get("/api").status, 200);
     assert_eq!(redis.command(&["CONFIG", "SET", "maxmemory", "1"]), "+OK");
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(4) {
+    // So seldom that what is believed in between shows.
+    for _ in 0..4 {
         assert_eq!(gateway.get("/api").status, 200);
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(1_400));
     }
     assert!(is_degraded(&gateway));
     assert_eq!(said(&gateway), 1);
