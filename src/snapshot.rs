@@ -92,8 +92,7 @@ pub struct Service {
     pub forward_credentials: bool,
     /// Which pages may ask; `None`: the backend's own matter.
     pub cors: Option<Arc<Cors>>,
-    /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most. The first
-    /// is the one that an API key's own limit replaces.
+    /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most.
     pub rate_limits: Box<[RateLimit]>,
 }
 
@@ -102,14 +101,36 @@ pub struct Service {
 pub struct RateLimit {
     /// The process-wide identity of (service, name); never reused for another.
     pub id: u32,
-    /// What clients see: `default`, or the configured name.
+    /// What clients see: `default`, `own`, or the configured name.
     pub name: Box<str>,
     /// What the ledger calls it, the same in every gateway that shares one: `sms:default`.
     pub ledger_name: Box<str>,
     /// How many requests in how long.
-    pub limit: Limit,
+    pub quota: Quota,
     /// Whom it counts.
     pub key: RateLimitKey,
+}
+
+/// How many requests in how long, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    /// The same for everybody.
+    Fixed(Limit),
+    /// For everybody but API keys that have a limit of their own, which holds instead.
+    Default(Limit),
+    /// The limits of API keys that have their own; nobody else is counted.
+    Own,
+}
+
+impl Quota {
+    /// What holds for a client whose own limit is `own`; `None`: nothing.
+    pub fn of(&self, own: Option<Limit>) -> Option<Limit> {
+        match *self {
+            Quota::Fixed(limit) => Some(limit),
+            Quota::Default(limit) => Some(own.unwrap_or(limit)),
+            Quota::Own => own,
+        }
+    }
 }
 
 /// `rate_limit.key`
@@ -387,6 +408,7 @@ pub struct Seam {
     adopted: Box<[AtomicU64]>,
     keys_wanted: AtomicBool,
     handed_over: AtomicBool,
+    awaits_issuer: AtomicBool,
 }
 
 impl Seam {
@@ -399,6 +421,7 @@ impl Seam {
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             keys_wanted: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
+            awaits_issuer: AtomicBool::new(true),
         }
     }
 
@@ -434,6 +457,16 @@ impl Seam {
     /// Whether every worker has adopted some snapshot, the condition of readiness.
     pub fn all_adopted(&self) -> bool {
         self.adopted().all(|generation| generation > 0)
+    }
+
+    /// Whether an issuer whose keys are still to come keeps the gateway from being ready, as at its start.
+    pub fn awaits_issuer(&self) -> bool {
+        self.awaits_issuer.load(Ordering::Acquire)
+    }
+
+    /// Readiness waits for no issuer from now on; whether it did.
+    pub fn await_issuer_no_more(&self) -> bool {
+        self.awaits_issuer.swap(false, Ordering::AcqRel)
     }
 
     /// Notes that a token names a key that is not known: its issuer may have a new one.

@@ -8,15 +8,17 @@ use crate::http::method::MethodSet;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
-    Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, RateLimit, RetryPolicy, Service, ServiceKind,
-    Snapshot, Source,
+    Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, Quota, RateLimit, RateLimitKey, RetryPolicy,
+    Service, ServiceKind, Snapshot, Source,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
 use crate::traffic::outlier::OutlierSettings;
 use crate::traffic::route::{RouteSpec, RouteTable};
 
-use super::config::{self, Allowed, Config, CorsSettings, EndpointSpec, EndpointUrl, RateLimitSpec};
+use super::config::{
+    self, Allowed, Config, CorsSettings, DEFAULT_LIMIT, EndpointSpec, EndpointUrl, OWN_LIMIT, RateLimitSpec,
+};
 use super::registry::book::INSTANCES_MAX;
 use super::registry::instance::Registered;
 use super::registry::validate;
@@ -52,7 +54,7 @@ pub fn snapshot(
         let allow = config.discovery.allow.as_deref();
         let mut endpoints = endpoints(service, resolved, labels);
         add_registered(&mut endpoints, service, registered.of(&service.name), allow, resolved, labels);
-        (own_service(service, endpoints.into(), labels), service.hosts.clone())
+        (own_service(config, service, endpoints.into(), labels), service.hosts.clone())
     });
     let endpoint = management_endpoint(management, labels);
     let metrics = config.metrics.enabled.then_some(METRICS_PREFIX);
@@ -86,7 +88,7 @@ pub fn snapshot(
     }
 }
 
-fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &Labels) -> Service {
+fn own_service(config: &Config, service: &config::Service, endpoints: Box<[Endpoint]>, labels: &Labels) -> Service {
     Service {
         name: service.name.as_str().into(),
         id: labels.service(&service.name),
@@ -108,23 +110,36 @@ fn own_service(service: &config::Service, endpoints: Box<[Endpoint]>, labels: &L
         ),
         forward_credentials: service.forward_credentials,
         cors: cors(&service.cors),
-        rate_limits: service.rate_limits.iter().map(|spec| rate_limit(service, spec, labels)).collect(),
+        rate_limits: rate_limits(config, service, labels),
     }
+}
+
+/// The service's limits. An API key's own limit replaces the service's default one, where that counts by identity; otherwise it
+/// holds beside the others.
+fn rate_limits(config: &Config, service: &config::Service, labels: &Labels) -> Box<[RateLimit]> {
+    let limit = |name: &str, quota, key| {
+        let ledger_name = format!("{}:{name}", service.name);
+        RateLimit {
+            id: labels.rate_limit(&ledger_name),
+            name: name.into(),
+            ledger_name: ledger_name.into(),
+            quota,
+            key,
+        }
+    };
+    let is_replaced = |spec: &RateLimitSpec| spec.name == DEFAULT_LIMIT && spec.key == RateLimitKey::Identity;
+    let configured = service.rate_limits.iter().map(|spec| {
+        let quota = if is_replaced(spec) { Quota::Default(spec.limit) } else { Quota::Fixed(spec.limit) };
+        limit(&spec.name, quota, spec.key)
+    });
+    let keys_have_own = service.auth != Mode::None && config.auth.api_keys.iter().any(|key| key.rate_limit.is_some());
+    let is_added = keys_have_own && !service.rate_limits.iter().any(is_replaced);
+    let own = is_added.then(|| limit(OWN_LIMIT, Quota::Own, RateLimitKey::Identity));
+    configured.chain(own).collect()
 }
 
 fn cors(settings: &CorsSettings) -> Option<Arc<Cors>> {
     settings.enabled.then(|| Arc::new(Cors::new(&settings.rules).expect("the configuration was validated")))
-}
-
-fn rate_limit(service: &config::Service, spec: &RateLimitSpec, labels: &Labels) -> RateLimit {
-    let ledger_name = format!("{}:{}", service.name, spec.name);
-    RateLimit {
-        id: labels.rate_limit(&ledger_name),
-        name: spec.name.as_str().into(),
-        ledger_name: ledger_name.into(),
-        limit: spec.limit,
-        key: spec.key,
-    }
 }
 
 /// Who knows every credential that is good: the configuration's keys and those `fetched` from their issuer. `version`
@@ -133,6 +148,7 @@ pub fn authenticator(config: &Config, fetched: KeySet, version: u64) -> Arc<Auth
     let auth = &config.auth;
     Arc::new(Authenticator {
         version,
+        awaits_issuer: auth.jwks_url.is_some() && fetched.is_empty(),
         keys: auth.keys.clone().and(fetched),
         rules: auth.rules.clone(),
         api_keys: ApiKeys::new(auth.api_keys.clone()).expect("the configuration was validated"),

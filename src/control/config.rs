@@ -49,7 +49,7 @@ pub use credentials::Auth;
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use health::HealthSettings;
 pub use keys::KEYS;
-pub use limits::{RateLimitSpec, RateLimits, Redis, RedisServer};
+pub use limits::{DEFAULT_LIMIT, OWN_LIMIT, RateLimitSpec, RateLimits, Redis, RedisServer};
 
 /// What a configuration is made from.
 #[derive(Clone, Default)]

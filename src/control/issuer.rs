@@ -10,8 +10,24 @@ use crate::policy::auth::KeySet;
 use crate::policy::auth::keys::{Algorithm, Skipped};
 use crate::snapshot::Seam;
 
+/// How long the gateway is not ready for want of its issuer's first keys.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
 /// Keeps the issuer's keys fresh, for as long as the process runs.
 pub async fn keep_fresh(publisher: Arc<Publisher>, seam: Arc<Seam>) {
+    if publisher.config().auth.jwks_url.is_none() {
+        seam.await_issuer_no_more();
+    } else {
+        let seam = Arc::clone(&seam);
+        tokio::spawn(async move {
+            tokio::time::sleep(READY_WITHIN).await;
+            if seam.await_issuer_no_more() {
+                tracing::warn!(
+                    "ready without the issuer's keys; tokens that need them are answered 503 until they come"
+                );
+            }
+        });
+    }
     let mut changes = publisher.config_changes();
     loop {
         let issuer = Issuer::of(&publisher.config());
@@ -54,6 +70,7 @@ impl Issuer {
         let publish = |(keys, skipped): (KeySet, Vec<Skipped>)| {
             let (count, skipped) = (keys.len(), skipped.len());
             let generation = publisher.set_fetched_keys(keys);
+            seam.await_issuer_no_more();
             tracing::info!(generation, keys = count, skipped, "the issuer's keys were fetched");
         };
         let wanted = || seam.take_keys_wanted();

@@ -4,7 +4,8 @@
 //!   keeps nobody out whose key is known.
 //! - A document is fetched again when it has aged: after `jwks_refresh`, or earlier where its `Cache-Control` says so. A
 //!   token that names an unknown key brings the next fetch forward.
-//! - No two fetches begin within [`FETCH_EVERY_MIN`], since anybody can send such tokens.
+//! - No two fetches begin within [`FETCH_EVERY_MIN`], since anybody can send such tokens. Until the first document is there,
+//!   nobody's tokens are good, and fetches follow each other sooner.
 //!
 //! What a document means is the caller's matter, and so is who is told.
 
@@ -21,6 +22,9 @@ pub use fetch::{DOCUMENT_BYTES_MAX, Document, FetchError, Fetcher};
 
 /// The shortest time from the beginning of one fetch to that of the next, give or take the jitter.
 pub const FETCH_EVERY_MIN: Duration = Duration::from_secs(10);
+
+/// The pause after the first fetch that comes to nothing while there is no document; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// How often it is asked whether a key is wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -43,6 +47,7 @@ pub async fn keep_fresh<F, T, E>(
     E: Display,
 {
     let mut last_good = Vec::new();
+    let mut first_failures = Some(0);
     let mut complained: Option<Instant> = None;
     loop {
         let begun = Instant::now();
@@ -59,6 +64,7 @@ pub async fn keep_fresh<F, T, E>(
         match fetched {
             Ok((document, keys)) => {
                 max_age = document.max_age;
+                first_failures = None;
                 if complained.take().is_some() {
                     tracing::info!("the issuer's keys can be fetched again");
                 }
@@ -75,12 +81,25 @@ pub async fn keep_fresh<F, T, E>(
         }
         // What was wanted before this answer came has been answered by it.
         wanted();
-        let due = begun + due_in(is_good, max_age, refresh, fastrand::f64());
-        sleep_until((begun + FETCH_EVERY_MIN).min(due)).await;
+        let draw = fastrand::f64();
+        let due = match &mut first_failures {
+            Some(failures) => {
+                *failures += 1;
+                Instant::now() + first_pause(*failures, draw)
+            }
+            None => begun + due_in(is_good, max_age, refresh, draw),
+        };
+        sleep_until(if first_failures.is_some() { due } else { due.min(begun + FETCH_EVERY_MIN) }).await;
         while Instant::now() < due && !wanted() {
             sleep(LOOK_EVERY).await;
         }
     }
+}
+
+/// From the end of a fetch to the next, after `failures`, at least one, and no document yet. `draw` is as in [`due_in`].
+fn first_pause(failures: u32, draw: f64) -> Duration {
+    let pause = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(FETCH_EVERY_MIN);
+    pause.mul_f64(1.0 - 0.1 * draw)
 }
 
 /// From the beginning of a fetch to that of the next. `draw`, 0 to 1, takes up to a tenth of it away: gateways that were

@@ -72,8 +72,6 @@ pub struct RequestHead<'a> {
     pub request_id: Option<&'a [u8]>,
     /// `traceparent`, when it is well-formed.
     pub traceparent: Option<&'a [u8]>,
-    /// The last `X-Forwarded-For` line, for a trusted peer's word about its client.
-    pub forwarded_for: Option<&'a [u8]>,
     /// What the client offers to show who it is.
     pub credentials: Credentials<'a>,
     /// The fields, in the order they came in.
@@ -235,7 +233,6 @@ pub fn parse<'a>(
         nominates: false,
         request_id: None,
         traceparent: None,
-        forwarded_for: None,
         credentials: Credentials::default(),
         fields: request.headers,
         length: bytes.len(),
@@ -247,7 +244,20 @@ pub fn parse<'a>(
     Ok(head)
 }
 
+/// Method and fields of a head that [`parse`] refused, where they could be read.
+pub fn fields<'a>(bytes: &'a [u8], storage: &'a mut FieldStorage<'a>) -> Option<(Method, &'a [httparse::Header<'a>])> {
+    let mut request = httparse::Request::new(&mut []);
+    request.parse_with_uninit_headers(bytes, storage).ok()?;
+    Some((Method::from_bytes(request.method?.as_bytes()), request.headers))
+}
+
 impl<'a> RequestHead<'a> {
+    /// The `X-Forwarded-For` lines, last one first: for a trusted peer's word about its client.
+    pub fn forwarded_for(&self) -> impl Iterator<Item = &'a [u8]> {
+        let lines = self.fields.iter().rev().filter(|field| field.name.eq_ignore_ascii_case("x-forwarded-for"));
+        lines.map(|field| field.value)
+    }
+
     /// One walk over the fields: framing, host and connection options.
     fn read_fields(&mut self) -> Result<(), RequestError> {
         let mut host = None;
@@ -292,7 +302,6 @@ impl<'a> RequestHead<'a> {
                 }
                 Name::XRequestId if headers::is_request_id(value) => self.request_id = Some(value),
                 Name::Traceparent if headers::is_traceparent(value) => self.traceparent = Some(value),
-                Name::XForwardedFor => self.forwarded_for = Some(value),
                 Name::Authorization => {
                     self.credentials.repeated |= self.credentials.authorization.replace(value).is_some();
                 }

@@ -58,6 +58,8 @@ pub struct Authenticator {
     pub rules: Rules,
     /// The API keys.
     pub api_keys: ApiKeys,
+    /// Whether the keys of the configured issuer have never come: that a token's key is unknown says nothing then.
+    pub awaits_issuer: bool,
 }
 
 impl Authenticator {

@@ -41,7 +41,7 @@ use crate::traffic::window::{Grant, Limit, LimitKey, Order, Report};
 pub const KEYS_MAX: usize = 65_536;
 
 /// The most limits on one request.
-pub const LIMITS_MAX: usize = 9;
+pub const LIMITS_MAX: usize = 10;
 
 /// How many entries a new key looks at when the table is full.
 const PROBES: usize = 8;
@@ -102,6 +102,12 @@ impl Token {
 /// A waiting request's place in its key's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u32);
+
+/// Tickets for tests of what holds them.
+#[cfg(test)]
+pub(crate) fn tickets<const N: usize>() -> [Ticket; N] {
+    std::array::from_fn(|index| Ticket(index as u32))
+}
 
 /// What an answer of the ledger settles. The waiting requests of the key, oldest first: the first `admitted` pass; of the
 /// others all are denied when `denied` says so, and otherwise all go on waiting, for the answer to `order`.
@@ -174,12 +180,13 @@ impl LeaseTable {
         longest
     }
 
-    /// How long `key` is known to be denied still under `limit`; nothing is taken. What was denied under another limit is
-    /// no answer.
+    /// How long `key` is known to be denied still under `limit`; nothing is taken. What was denied under a lower limit is no
+    /// answer.
     pub fn denied(&mut self, key: LimitKey, limit: &Limit, now: Instant) -> Option<Duration> {
         let era = self.era;
-        let lease = self.leases.get_mut(key).filter(|lease| lease.era == era && lease.limit == *limit);
-        lease.and_then(|lease| lease.denied(now))
+        let lease =
+            self.leases.get_mut(key).filter(|lease| lease.era == era && lease.limit.slot_us() == limit.slot_us());
+        lease.and_then(|lease| lease.denied(limit, now))
     }
 
     /// Where the shell keeps what the ledger calls the key: to be filled in with the first order, and there, unchanged, for

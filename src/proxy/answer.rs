@@ -15,7 +15,8 @@ pub enum Health {
     Summary,
     /// `/health/live`, `/livez`: the process is up.
     Live,
-    /// `/health/ready`, `/readyz`: every worker has adopted a configuration, and no drain is running.
+    /// `/health/ready`, `/readyz`: every worker has adopted a configuration, the issuer's keys have come or have been waited
+    /// for, and no drain is running.
     Ready,
 }
 
@@ -55,7 +56,8 @@ pub async fn preflight(tx: &mut Transaction, client: &mut Client) -> Next {
 pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) -> Next {
     let worker = &tx.worker;
     let phase = worker.seam.phase();
-    let serving = phase == Phase::Serving && worker.seam.all_adopted();
+    let knows_clients = !tx.loaded.snapshot.authenticator.awaits_issuer || !worker.seam.awaits_issuer();
+    let serving = phase == Phase::Serving && worker.seam.all_adopted() && knows_clients;
     let status = if which == Health::Live || serving { 200 } else { 503 };
     let word = match (which, phase) {
         (Health::Live, _) => "alive",

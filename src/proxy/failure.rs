@@ -120,6 +120,14 @@ impl Failure {
 /// 400: the body's framing.
 pub const MALFORMED_BODY: Problem = Problem::new(400, "malformed_body", "The request's chunked body is malformed.");
 
+/// 400: a path that is one service's as it stands, and another's for backends that merge slashes, drop path parameters, or
+/// decode slashes.
+pub const AMBIGUOUS_PATH: Problem = Problem::new(
+    400,
+    "ambiguous_path",
+    "The path can be read as another service's. Send it without empty segments, path parameters and encoded slashes.",
+);
+
 /// 413.
 pub const BODY_TOO_LARGE: Problem =
     Problem::new(413, "body_too_large", "The request's body is longer than this service accepts.");
@@ -147,6 +155,14 @@ pub const OVERLOADED: Problem =
 /// 503: the gateway goes down, and the request could not be finished in `server.drain_timeout`.
 const STOPPED: Problem =
     Problem::new(503, "draining", "The gateway is going down. Send the request again.").retry_after(1);
+
+/// 503: the issuer's keys have not come yet.
+pub const KEYS_UNAVAILABLE: Problem = Problem::new(
+    503,
+    "keys_unavailable",
+    "The token cannot be checked yet: its issuer's keys have not been fetched. Try again later.",
+)
+.retry_after(1);
 
 /// 429.
 pub const RATE_LIMITED: Problem = Problem::new(

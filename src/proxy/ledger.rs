@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::policy::rate_limit::identity::Identity;
 use crate::redis::client::{Call, CallError, Client, Settings, State, Stats};
-use crate::redis::resp::{Arg, Refusal, Script, Value};
+use crate::redis::resp::{Arg, Refusal, Reply, Script, Value};
 use crate::redis::script;
 use crate::snapshot::Address;
 use crate::traffic::window::{Grant, Limit, Order};
@@ -19,6 +19,9 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// After how long in silence it no longer counts, in milliseconds.
 const HEARTBEAT_MAX_MS: i64 = 5_000;
+
+/// How long what a probe leaves behind stays.
+const PROBE_WINDOW: Duration = Duration::from_secs(1);
 
 /// Says that a gateway is there, and learns how many are.
 const HEARTBEAT: &str = include_str!("../redis/heartbeat.lua");
@@ -30,6 +33,8 @@ pub struct RedisLedger {
     acquire: Rc<Script>,
     heartbeat: Rc<Script>,
     prefix: Box<str>,
+    probe_key: Box<str>,
+    timeout: Duration,
 }
 
 /// Why an order has no answer.
@@ -37,8 +42,10 @@ pub struct RedisLedger {
 pub enum NoGrant {
     /// Redis does not know the script any more: nothing was done, and the order may go out with its text.
     Forgotten,
-    /// Anything else. Whether the tokens were taken is unknown.
-    Failed,
+    /// This order failed, as others need not: too many are pending, or its key or answer is not what it should be.
+    Alone,
+    /// Redis is away, or does not count for anyone. Whether the tokens were taken is unknown.
+    Outage,
 }
 
 /// An order under way. It resolves once, to the ledger's answer if there is one.
@@ -51,7 +58,14 @@ impl RedisLedger {
         let acquire = Rc::new(Script::new(script::ACQUIRE));
         let heartbeat = Rc::new(Script::new(HEARTBEAT));
         let scripts = [Rc::clone(&acquire), Rc::clone(&heartbeat)];
-        RedisLedger { client: Client::start(settings, &scripts, seed), acquire, heartbeat, prefix: prefix.into() }
+        RedisLedger {
+            timeout: settings.timeout,
+            client: Client::start(settings, &scripts, seed),
+            acquire,
+            heartbeat,
+            prefix: prefix.into(),
+            probe_key: format!("{prefix}:rl:{{probe}}").into(),
+        }
     }
 
     /// Whether Redis answers.
@@ -59,14 +73,24 @@ impl RedisLedger {
         self.client.state() == State::Up
     }
 
-    /// Waits for the first connection, or `most`.
-    pub async fn connected(&self, most: Duration) {
-        const STEP: Duration = Duration::from_millis(5);
-        let mut waited = Duration::ZERO;
-        while !self.is_up() && waited < most {
-            monoio::time::sleep(STEP).await;
-            waited += STEP;
-        }
+    /// Grows whenever Redis goes up or down, see [`Client::generation`].
+    pub fn generation(&self) -> u64 {
+        self.client.generation()
+    }
+
+    /// How long an order may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether Redis does what orders ask for: one token, of a limit that nobody is held to, is taken.
+    pub async fn probe(&self) -> bool {
+        let limit = Limit::new(Limit::REQUESTS_MAX, PROBE_WINDOW);
+        let order = Order { waiting: 1, ..Order::default() };
+        let arguments = script::arguments(&limit, &order).map(|value| Arg::Integer(value as i64));
+        let answer = self.client.eval(&self.acquire, &[self.probe_key.as_bytes()], &arguments).await;
+        let is_grant = |reply: &Reply| matches!(reply.value(), Value::Bulk(text) if script::parse(text).is_some());
+        answer.as_ref().is_ok_and(is_grant)
     }
 
     /// Redis may be found at `address` from now on.
@@ -129,14 +153,15 @@ impl Future for Pending {
     type Output = Result<Grant, NoGrant>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(call) = &mut self.0 else { return Poll::Ready(Err(NoGrant::Failed)) };
+        let Some(call) = &mut self.0 else { return Poll::Ready(Err(NoGrant::Alone)) };
         Pin::new(call).poll(cx).map(|answer| match answer {
             Ok(reply) => match reply.value() {
-                Value::Bulk(text) => script::parse(text).ok_or(NoGrant::Failed),
-                _ => Err(NoGrant::Failed),
+                Value::Bulk(text) => script::parse(text).ok_or(NoGrant::Alone),
+                _ => Err(NoGrant::Alone),
             },
             Err(CallError::Refused(Refusal::NoScript)) => Err(NoGrant::Forgotten),
-            Err(_) => Err(NoGrant::Failed),
+            Err(error) if error.concerns_all() => Err(NoGrant::Outage),
+            Err(_) => Err(NoGrant::Alone),
         })
     }
 }

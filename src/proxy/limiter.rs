@@ -2,33 +2,39 @@
 //!
 //! What is leased is spent at once, what is denied is denied at once. A request whose key has nothing left sends an order and
 //! waits; others of the key that come meanwhile wait with it, in their order. The ledger in memory answers on the spot.
-//! Redis answers later, or not at all: then `redis.on_error` decides, and nobody waits for Redis until it is back.
+//! Redis answers later, or not at all: then `redis.on_error` decides.
 //!
-//! A request may be dropped while it waits. Its order goes on without it, since others may wait for the same answer.
+//! - A request waits for `redis.timeout` at most, whatever it waits for: its own orders, all at once, those of others that it
+//!   has joined, and those sent again. An order whose request is gone, or has waited for long enough, goes on without it, since
+//!   others may wait for the same answer.
+//! - An error that all orders would meet means that Redis is away: nobody waits for it until a probe of the worker's own has
+//!   been answered. An error of one order alone is the matter of those who wait for that one.
+
+mod line;
+mod proof;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::future::poll_fn;
-use std::hash::{BuildHasherDefault, RandomState};
+use std::future::{Future, poll_fn};
+use std::hash::RandomState;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use slab::Slab;
-
+use self::line::{Line, Outcome};
+use self::proof::Proof;
 use super::ledger::{NoGrant, Pending, RedisLedger};
 use crate::policy::rate_limit::identity::{Identity, KeyHasher};
 use crate::policy::rate_limit::{KEYS_MAX, LIMITS_MAX, LeaseTable, Settled, Standing, Ticket, Token, Verdict};
 use crate::redis::ledger::MemoryLedger;
 use crate::snapshot::{OnError, RateLimit, RateLimitKey};
 use crate::telemetry::counters::Counters;
-use crate::traffic::table::Folded;
 use crate::traffic::window::{Grant, Limit, LimitKey, Order};
 
-/// After an answer that is an error Redis is not asked again for so long.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Replies that lie there already when a wait is over are read first.
+const GRACE: Duration = Duration::from_millis(1);
 
 /// What a refusal says that knows no better time.
 const UNKNOWN: Duration = Duration::from_secs(1);
@@ -69,7 +75,9 @@ pub struct Limiter {
     source: Cell<Source>,
     /// Grows with each change of source: what an older one granted means nothing to the present one.
     era: Cell<u32>,
-    retry_at: Cell<Option<Instant>>,
+    proof: Proof,
+    /// Whether a task ends waits whose time is over.
+    is_expiring: Cell<bool>,
     /// Requests that passed without being counted.
     uncounted: Cell<u64>,
 }
@@ -81,7 +89,7 @@ pub enum Source {
     Memory,
     /// Redis's.
     Redis,
-    /// Redis does not answer.
+    /// Redis does not answer, or is not known to.
     Degraded,
 }
 
@@ -101,7 +109,7 @@ pub struct Subject<'a> {
     pub identity: Option<Identity<'a>>,
     /// The client's address.
     pub ip: Identity<'a>,
-    /// The limit of the API key itself, in the place of the service's first.
+    /// The limit of the API key itself.
     pub own: Option<Limit>,
 }
 
@@ -112,6 +120,8 @@ pub struct Held {
     pub index: usize,
     /// How many in how long.
     pub limit: Limit,
+    /// Whether the limit is this process's share of the configured one already.
+    is_share: bool,
     key: LimitKey,
     place: Place,
 }
@@ -168,7 +178,8 @@ impl Limiter {
             line: RefCell::default(),
             source: Cell::new(source),
             era: Cell::new(0),
-            retry_at: Cell::new(None),
+            proof: Proof::default(),
+            is_expiring: Cell::new(false),
             uncounted: Cell::new(0),
         }
     }
@@ -182,34 +193,32 @@ impl Limiter {
         moment: Moment,
         held: &mut Vec<Held>,
     ) -> Admission {
-        let source = self.source(moment.instant);
-        match (source, self.on_error) {
-            (Source::Degraded, OnError::Allow) => {
-                self.uncounted.set(self.uncounted.get() + 1);
-                return Admission::Pass;
-            }
-            (Source::Degraded, OnError::Deny) => {
-                return Admission::Deny(Denial { index: 0, retry_after: UNKNOWN });
-            }
-            _ => {}
-        }
-        let share = if source == Source::Degraded { self.shared.gateways.load(Ordering::Relaxed).max(1) } else { 1 };
+        let source = self.source();
         held.clear();
         let mut denial = None;
         for (index, rule) in rules.iter().take(LIMITS_MAX).enumerate() {
-            let limit = subject.own.filter(|_| index == 0).unwrap_or(rule.limit);
-            let limit = if share > 1 { Limit::new(limit.requests() / share, limit.window()) } else { limit };
-            let identity = self.identity(rule, subject);
-            let key = self.shared.hasher.key(rule.id, &limit, &identity);
+            let Some(limit) = rule.quota.of(subject.own) else { continue };
+            match (source, self.on_error) {
+                (Source::Degraded, OnError::Allow) => {
+                    self.uncounted.set(self.uncounted.get() + 1);
+                    return Admission::Pass;
+                }
+                (Source::Degraded, OnError::Deny) => {
+                    return Admission::Deny(Denial { index, retry_after: UNKNOWN });
+                }
+                _ => {}
+            }
+            let limit = self.share(limit, source);
+            let key = self.shared.hasher.key(rule.id, &limit, &identity(rule, subject));
             if let Some(retry_after) = self.leases.borrow_mut().denied(key, &limit, moment.instant) {
                 denial = longer(denial, Denial { index, retry_after });
             }
-            held.push(Held { index, limit, key, place: Place::Passed });
+            held.push(Held { index, limit, is_share: source == Source::Degraded, key, place: Place::Passed });
         }
         if denial.is_none() {
             for entry in held.iter_mut() {
                 let rule = &rules[entry.index];
-                let identity = self.identity(rule, subject);
+                let identity = identity(rule, subject);
                 let verdict = self.leases.borrow_mut().check(entry.key, &entry.limit, moment.instant);
                 match self.place(verdict, entry, rule, &identity, moment, source) {
                     Ok(place) => entry.place = place,
@@ -229,20 +238,23 @@ impl Limiter {
 
     /// Waits until every limit has decided; the refusal, if there is one.
     pub async fn wait(self: &Rc<Self>, held: &mut Vec<Held>, clock: impl Fn() -> Moment) -> Option<Denial> {
-        // All own orders first: others wait for their answers, and this request may wait for theirs.
-        for entry in held.iter_mut() {
-            if let Place::Seat(seat) = &mut entry.place {
-                seat.drive().await;
+        poll_fn(|cx| {
+            let mut has_decided = true;
+            for entry in held.iter_mut() {
+                if let Place::Seat(seat) = &mut entry.place {
+                    has_decided &= seat.poll(cx);
+                }
             }
-        }
+            if has_decided { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let mut denial = None;
         for entry in held.iter_mut() {
             let Place::Seat(seat) = &mut entry.place else { continue };
-            let outcome = seat.outcome().await;
-            let place = match outcome {
+            let place = match seat.take() {
                 Outcome::Admitted(token, standing) => Ok(Place::Token(token, standing)),
                 Outcome::Denied(retry_after) => Err(retry_after),
-                Outcome::Unanswered => self.unanswered(entry.key, &entry.limit, clock()),
+                Outcome::Unanswered => self.unanswered(entry, clock()),
             };
             match place {
                 Ok(place) => entry.place = place,
@@ -258,10 +270,30 @@ impl Limiter {
         denial
     }
 
-    /// How long `key` of the client's address is still denied, as far as this worker knows.
-    pub fn denied(&self, rule: &RateLimit, subject: &Subject<'_>, now: Instant) -> Option<Duration> {
-        let key = self.shared.hasher.key(rule.id, &rule.limit, &subject.ip);
-        self.leases.borrow_mut().denied(key, &rule.limit, now)
+    /// Whether one of `rules` is known by this worker to deny the client's address still, which everybody counts against who
+    /// is not known.
+    pub fn denied(&self, rules: &[RateLimit], subject: &Subject<'_>, now: Instant) -> Option<Denial> {
+        let source = self.source();
+        let mut denial = None;
+        for (index, rule) in rules.iter().take(LIMITS_MAX).enumerate() {
+            let Some(limit) = rule.quota.of(None) else { continue };
+            let limit = self.share(limit, source);
+            let key = self.shared.hasher.key(rule.id, &limit, &subject.ip);
+            if let Some(retry_after) = self.leases.borrow_mut().denied(key, &limit, now) {
+                denial = longer(denial, Denial { index, retry_after });
+            }
+        }
+        denial
+    }
+
+    /// Waits until Redis counts, or `most`.
+    pub async fn connected(self: &Rc<Self>, most: Duration) {
+        const STEP: Duration = Duration::from_millis(5);
+        let begun = Instant::now();
+        while self.source() == Source::Degraded && begun.elapsed() < most {
+            self.probe(Instant::now());
+            monoio::time::sleep(STEP).await;
+        }
     }
 
     /// The connection to Redis, where there is one.
@@ -286,9 +318,10 @@ impl Limiter {
         counters.redis_degraded.set(u64::from(self.source.get() == Source::Degraded));
     }
 
-    /// Tells the ledger what leases lie unused. Once a tick.
+    /// Tells the ledger what leases lie unused, and asks a Redis that was away whether it is back. Once a tick.
     pub fn sweep(self: &Rc<Self>, moment: Moment) {
-        let source = self.source(moment.instant);
+        self.probe(moment.instant);
+        let source = self.source();
         let mut leases = self.leases.borrow_mut();
         let count = leases.len().div_ceil(SWEEP_STEPS);
         leases.sweep(count, moment.instant, |key, address, limit, report| {
@@ -303,11 +336,11 @@ impl Limiter {
         });
     }
 
-    /// Whose counts hold at `now`.
-    pub fn source(&self, now: Instant) -> Source {
+    /// Whose counts hold.
+    pub fn source(&self) -> Source {
         let source = match &self.redis {
             None => Source::Memory,
-            Some(redis) if redis.is_up() && self.retry_at.get().is_none_or(|at| at <= now) => Source::Redis,
+            Some(redis) if redis.is_up() && self.proof.holds(redis.generation()) => Source::Redis,
             Some(_) => Source::Degraded,
         };
         if self.source.replace(source) != source {
@@ -317,10 +350,30 @@ impl Limiter {
         source
     }
 
-    fn identity<'a>(&self, rule: &RateLimit, subject: &Subject<'a>) -> Identity<'a> {
-        match rule.key {
-            RateLimitKey::Identity => subject.identity.unwrap_or(subject.ip),
-            RateLimitKey::Ip => subject.ip,
+    /// Asks Redis whether it counts, where that is open and it can be asked.
+    fn probe(self: &Rc<Self>, now: Instant) {
+        let Some(redis) = self.redis.as_ref().filter(|redis| redis.is_up()) else { return };
+        let generation = redis.generation();
+        if self.proof.holds(generation) || !self.proof.begin(now) {
+            return;
+        }
+        let limiter = Rc::clone(self);
+        monoio::spawn(async move {
+            let Some(redis) = &limiter.redis else { return };
+            let was_answered = redis.probe().await;
+            limiter.proof.end(generation, was_answered, Instant::now(), fastrand::u64(..));
+            limiter.source();
+        });
+    }
+
+    /// What of `limit` is this process's own.
+    fn share(&self, limit: Limit, source: Source) -> Limit {
+        match source {
+            Source::Memory | Source::Redis => limit,
+            Source::Degraded => {
+                let gateways = self.shared.gateways.load(Ordering::Relaxed).max(1);
+                Limit::new(limit.requests() / gateways, limit.window())
+            }
         }
     }
 
@@ -355,15 +408,22 @@ impl Limiter {
             }
             (Verdict::Ask { ticket, order }, Some(redis)) => {
                 let pending = self.send(redis, entry, rule, identity, &order, moment);
-                Ok(Place::Seat(self.seat(entry.key, ticket, Some(pending))))
+                Ok(Place::Seat(self.seat(redis, entry.key, ticket, moment.instant, Some(pending))))
             }
-            (Verdict::Join { ticket }, _) => Ok(Place::Seat(self.seat(entry.key, ticket, None))),
-            (Verdict::Full, _) => self.unanswered(entry.key, &entry.limit, moment),
+            (Verdict::Join { ticket }, Some(redis)) => {
+                Ok(Place::Seat(self.seat(redis, entry.key, ticket, moment.instant, None)))
+            }
+            // The order is one to Redis, from before it went away.
+            (Verdict::Join { ticket }, None) => {
+                self.leases.borrow_mut().cancel(entry.key, ticket);
+                self.unanswered(entry, moment)
+            }
+            (Verdict::Full, _) => self.unanswered(entry, moment),
         }
     }
 
     /// What becomes of a request that Redis has no answer for.
-    fn unanswered(&self, key: LimitKey, limit: &Limit, moment: Moment) -> Result<Place, Duration> {
+    fn unanswered(&self, entry: &Held, moment: Moment) -> Result<Place, Duration> {
         match self.on_error {
             OnError::Allow => {
                 self.uncounted.set(self.uncounted.get() + 1);
@@ -371,10 +431,9 @@ impl Limiter {
             }
             OnError::Deny => Err(UNKNOWN),
             OnError::Local => {
-                let share = self.shared.gateways.load(Ordering::Relaxed).max(1);
-                let limit = Limit::new(limit.requests() / share, limit.window());
+                let limit = if entry.is_share { entry.limit } else { self.share(entry.limit, Source::Degraded) };
                 let order = Order { waiting: 1, ..Order::default() };
-                let grant = self.shared.memory.acquire(key, &limit, &order, moment.unix_us);
+                let grant = self.shared.memory.acquire(entry.key, &limit, &order, moment.unix_us);
                 match grant.granted {
                     0 => Err(grant.reset_after),
                     _ => Ok(Place::Passed),
@@ -408,17 +467,18 @@ impl Limiter {
             None => Pending::failed(),
         };
         let (key, limit, order) = (entry.key, entry.limit, *order);
-        Ordered { pending, key, limit, order, sent_at: moment.instant, era: self.era.get() }
+        Ordered { pending, key, limit, order, sent_at: moment.instant, era: self.era.get(), is_resent: false }
     }
 
     /// Settles an order: by an answer, or by there being none.
-    fn answered(self: &Rc<Self>, order: &Ordered, grant: Option<Grant>, now: Instant) {
-        let grant = grant.filter(|_| order.era == self.era.get());
-        if grant.is_none() && order.era == self.era.get() {
-            self.retry_at.set(Some(now + RETRY_AFTER));
+    fn answered(self: &Rc<Self>, order: &Ordered, grant: Result<Grant, NoGrant>, now: Instant) {
+        let is_current = order.era == self.era.get();
+        if is_current && grant == Err(NoGrant::Outage) {
+            self.proof.lose(now, fastrand::u64(..));
         }
         let mut leases = self.leases.borrow_mut();
-        let settled = grant.and_then(|grant| leases.granted(order.key, &grant, order.sent_at, now));
+        let settled =
+            grant.ok().filter(|_| is_current).and_then(|grant| leases.granted(order.key, &grant, order.sent_at, now));
         let mut line = self.line.borrow_mut();
         let Some(settled) = settled else {
             leases.failed(order.key);
@@ -437,13 +497,38 @@ impl Limiter {
             let address = leases.address(order.key);
             let send = |address: &mut Vec<u8>| redis.order(address, &order.limit, &more, false);
             let pending = address.map_or_else(Pending::failed, send);
-            Ordered { pending, order: more, sent_at: now, ..*order }.detach(self);
+            Ordered { pending, order: more, sent_at: now, is_resent: false, ..*order }.detach(self);
         }
     }
 
-    fn seat(self: &Rc<Self>, key: LimitKey, ticket: Ticket, order: Option<Ordered>) -> Seat {
-        let at = self.line.borrow_mut().join(key);
+    fn seat(
+        self: &Rc<Self>,
+        redis: &RedisLedger,
+        key: LimitKey,
+        ticket: Ticket,
+        now: Instant,
+        order: Option<Ordered>,
+    ) -> Seat {
+        let at = self.line.borrow_mut().join(key, ticket, now + redis.timeout());
+        if !self.is_expiring.replace(true) {
+            let limiter = Rc::clone(self);
+            monoio::spawn(async move { limiter.expire().await });
+        }
         Seat { limiter: Rc::clone(self), key, ticket, at, order }
+    }
+
+    /// Ends waits whose time is over, until nobody waits. Under load it wakes up about once in `redis.timeout`, not once for
+    /// each wait: deadlines that have been met by then are not looked at.
+    async fn expire(&self) {
+        loop {
+            let Some(deadline) = self.line.borrow().deadline() else { break };
+            monoio::time::sleep_until(deadline.into()).await;
+            monoio::time::sleep(GRACE).await;
+            let leases = &mut self.leases.borrow_mut();
+            let left = |key, ticket| leases.cancel(key, ticket);
+            self.line.borrow_mut().expire(Instant::now(), left);
+        }
+        self.is_expiring.set(false);
     }
 
     /// Gives back what a refused request has taken.
@@ -453,6 +538,14 @@ impl Limiter {
                 self.leases.borrow_mut().refund(entry.key, token, now);
             }
         }
+    }
+}
+
+/// Whom `rule` counts a request against.
+fn identity<'a>(rule: &RateLimit, subject: &Subject<'a>) -> Identity<'a> {
+    match rule.key {
+        RateLimitKey::Identity => subject.identity.unwrap_or(subject.ip),
+        RateLimitKey::Ip => subject.ip,
     }
 }
 
@@ -472,6 +565,7 @@ struct Ordered {
     order: Order,
     sent_at: Instant,
     era: u32,
+    is_resent: bool,
 }
 
 impl Ordered {
@@ -479,32 +573,25 @@ impl Ordered {
     fn detach(mut self, limiter: &Rc<Limiter>) {
         let limiter = Rc::clone(limiter);
         monoio::spawn(async move {
-            let grant = self.grant(&limiter).await;
+            let grant = poll_fn(|cx| self.poll_grant(&limiter, cx)).await;
             limiter.answered(&self, grant, Instant::now());
         });
     }
 
-    /// Waits for the answer. A script that Redis has forgotten is sent along in a second try.
-    async fn grant(&mut self, limiter: &Limiter) -> Option<Grant> {
-        let mut grant = (&mut self.pending).await;
-        if grant == Err(NoGrant::Forgotten)
-            && let Some(redis) = &limiter.redis
-        {
-            if let Some(address) = limiter.leases.borrow_mut().address(self.key) {
-                self.pending = redis.order(address, &self.limit, &self.order, true);
-            }
-            grant = (&mut self.pending).await;
+    /// The answer, once it is there. A script that Redis has forgotten is sent along in a second try.
+    fn poll_grant(&mut self, limiter: &Limiter, cx: &mut Context<'_>) -> Poll<Result<Grant, NoGrant>> {
+        loop {
+            let grant = ready!(Pin::new(&mut self.pending).poll(cx));
+            let (Err(NoGrant::Forgotten), Some(redis), false) = (grant, &limiter.redis, self.is_resent) else {
+                return Poll::Ready(grant);
+            };
+            self.is_resent = true;
+            self.pending = match limiter.leases.borrow_mut().address(self.key) {
+                Some(address) => redis.order(address, &self.limit, &self.order, true),
+                None => Pending::failed(),
+            };
         }
-        grant.ok()
     }
-}
-
-/// How a wait ended.
-#[derive(Debug, Clone, Copy)]
-enum Outcome {
-    Admitted(Token, Standing),
-    Denied(Duration),
-    Unanswered,
 }
 
 /// A waiting request's place. Left before the outcome was looked at, it gives back what it was to have.
@@ -519,33 +606,33 @@ struct Seat {
 }
 
 impl Seat {
-    /// Waits for the answer to the order that was sent from here, and settles it for all who wait.
-    async fn drive(&mut self) {
-        if let Some(order) = &mut self.order {
-            let limiter = Rc::clone(&self.limiter);
-            let grant = order.grant(&limiter).await;
-            if let Some(order) = self.order.take() {
-                limiter.answered(&order, grant, Instant::now());
+    /// Drives the order that was sent from here, which is settled for all who wait, and looks for the outcome; whether there
+    /// is one.
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let limiter = Rc::clone(&self.limiter);
+        if let Some(order) = &mut self.order
+            && let Poll::Ready(grant) = order.poll_grant(&limiter, cx)
+            && let Some(order) = self.order.take()
+        {
+            limiter.answered(&order, grant, Instant::now());
+        }
+        let mut line = limiter.line.borrow_mut();
+        let waiter = line.waiter(self.at);
+        match waiter.outcome {
+            Some(_) => true,
+            None => {
+                waiter.waker = Some(cx.waker().clone());
+                false
             }
         }
     }
 
-    async fn outcome(&mut self) -> Outcome {
-        poll_fn(|cx| {
-            let mut line = self.limiter.line.borrow_mut();
-            let waiter = &mut line.waiters[self.at];
-            match waiter.outcome.take() {
-                Some(outcome) => {
-                    waiter.taken = true;
-                    Poll::Ready(outcome)
-                }
-                None => {
-                    waiter.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+    /// The outcome, which there must be; the request has it from now on.
+    fn take(&mut self) -> Outcome {
+        let mut line = self.limiter.line.borrow_mut();
+        let waiter = line.waiter(self.at);
+        waiter.taken = true;
+        waiter.outcome.take().unwrap_or(Outcome::Unanswered)
     }
 }
 
@@ -562,90 +649,5 @@ impl Drop for Seat {
         if let Some(order) = self.order.take() {
             order.detach(&self.limiter);
         }
-    }
-}
-
-/// The requests that wait, first come first served for each key.
-#[derive(Debug, Default)]
-struct Line {
-    waiters: Slab<Waiter>,
-    ends: HashMap<LimitKey, Ends, BuildHasherDefault<Folded>>,
-}
-
-#[derive(Debug, Default)]
-struct Waiter {
-    next: Option<usize>,
-    outcome: Option<Outcome>,
-    taken: bool,
-    waker: Option<Waker>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Ends {
-    first: usize,
-    last: usize,
-}
-
-impl Line {
-    fn join(&mut self, key: LimitKey) -> usize {
-        let at = self.waiters.insert(Waiter::default());
-        match self.ends.get_mut(&key) {
-            Some(ends) => {
-                self.waiters[ends.last].next = Some(at);
-                ends.last = at;
-            }
-            None => {
-                self.ends.insert(key, Ends { first: at, last: at });
-            }
-        }
-        at
-    }
-
-    /// Tells the first of those who wait for `key`; whether there was one.
-    fn settle_next(&mut self, key: LimitKey, outcome: Outcome) -> bool {
-        let Some(ends) = self.ends.get_mut(&key) else { return false };
-        let waiter = &mut self.waiters[ends.first];
-        waiter.outcome = Some(outcome);
-        if let Some(waker) = waiter.waker.take() {
-            waker.wake();
-        }
-        match waiter.next.take() {
-            Some(next) => ends.first = next,
-            None => {
-                self.ends.remove(&key);
-            }
-        }
-        true
-    }
-
-    /// Takes a waiter out, settled or not.
-    fn leave(&mut self, key: LimitKey, at: usize) -> Waiter {
-        let left = self.waiters.remove(at);
-        if left.outcome.is_some() || left.taken {
-            return left;
-        }
-        // It still stands in line: whoever is before it gets the one behind it.
-        let Some(ends) = self.ends.get_mut(&key) else { return left };
-        if ends.first == at {
-            match left.next {
-                Some(next) => ends.first = next,
-                None => {
-                    self.ends.remove(&key);
-                }
-            }
-            return left;
-        }
-        let mut before = ends.first;
-        while let Some(next) = self.waiters.get(before).and_then(|waiter| waiter.next) {
-            if next == at {
-                self.waiters[before].next = left.next;
-                if ends.last == at {
-                    ends.last = before;
-                }
-                break;
-            }
-            before = next;
-        }
-        left
     }
 }

@@ -1,7 +1,7 @@
 //! The stages of a request, in order. Each continues or answers; nothing is awaited before it is known where to go.
 
 use std::mem::{MaybeUninit, take};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::answer::{self, Health};
 use super::attempt;
 use super::connection::{Client, Next};
-use super::failure::{BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ROUTE, OVERLOADED};
+use super::failure::{AMBIGUOUS_PATH, BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ROUTE, OVERLOADED};
 use super::guard;
 use super::transaction::Transaction;
 use super::upstream::{self, Plan};
@@ -75,6 +75,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
         Ok(head) => head,
         Err(error) => {
             tx.identify_as(None, None);
+            guard::cross_origin_refused(tx, &before[at.start..]);
             return Verdict::Answer(error.problem());
         }
     };
@@ -82,7 +83,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
     let trusted = &loaded.snapshot.trusted_proxies;
     let peer_is_trusted = client.peer.is_some_and(|peer| is_in(trusted, peer));
     if peer_is_trusted {
-        tx.client = head.forwarded_for.and_then(|list| original_client(list, trusted)).or(client.peer);
+        tx.client = original_client(head.forwarded_for(), trusted).or(client.peer);
     }
 
     // What came of the body together with the head.
@@ -91,6 +92,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
         Ok(decoded) => (decoded.data, decoded.consumed),
         Err(_) => {
             tx.persistent = false;
+            guard::cross_origin_early(tx, &head);
             return Verdict::Answer(MALFORMED_BODY);
         }
     };
@@ -137,7 +139,10 @@ fn stages(
     if head.form == Form::Asterisk {
         return Err(Verdict::Options);
     }
-    let Ok(path) = path::normalize(head.path, normal) else { return refuse(RequestError::Target.problem()) };
+    let Ok(path) = path::normalize(head.path, normal) else {
+        guard::cross_origin_early(tx, head);
+        return refuse(RequestError::Target.problem());
+    };
     if let Some(health) = Health::from_path(path) {
         tx.route = RouteId::HEALTH;
         return match Health::METHODS.contains(head.method) {
@@ -151,6 +156,10 @@ fn stages(
             false => refuse(NO_ROUTE),
         };
     };
+    if is_ambiguous(tx, head.host, path, index) {
+        guard::cross_origin_early(tx, head);
+        return refuse(AMBIGUOUS_PATH);
+    }
     let service = &loaded.snapshot.services[index];
     let state = &loaded.services[index];
     tx.enter_service(index);
@@ -215,18 +224,36 @@ fn stages(
     Ok(Asked { method: head.method, upgrade: head.upgrade })
 }
 
-/// The client that a chain of trusted proxies names: the rightmost address that is none of theirs.
-fn original_client(forwarded_for: &[u8], trusted: &[IpNet]) -> Option<IpAddr> {
+/// Whether `path`, which leads to the service at `index`, is another service's for a backend that reads it more leniently.
+fn is_ambiguous(tx: &mut Transaction, host: &[u8], path: &[u8], index: usize) -> bool {
+    // Nothing has been written to it yet.
+    let mut folded = take(&mut tx.scratch.out);
+    let routes = &tx.loaded.snapshot.routes;
+    let other = path::fold(path, &mut folded).and_then(|path| routes.find(host, path));
+    tx.scratch.out = folded;
+    other.is_some_and(|other| other != index)
+}
+
+/// The client that a chain of trusted proxies names: the rightmost address that is none of theirs. `lines` are the
+/// `X-Forwarded-For` lines, last one first, which are one list (RFC 9110, section 5.3).
+fn original_client<'a>(lines: impl Iterator<Item = &'a [u8]>, trusted: &[IpNet]) -> Option<IpAddr> {
     let mut nearest = None;
-    for element in forwarded_for.rsplit(|&byte| byte == b',') {
-        let address = std::str::from_utf8(element).ok()?.trim().parse().ok();
-        let Some(address) = address else { return nearest };
+    for element in lines.flat_map(|line| line.rsplit(|&byte| byte == b',')) {
+        let Some(address) = forwarded_address(element) else { return nearest };
         nearest = Some(address);
         if !is_in(trusted, address) {
             break;
         }
     }
     nearest
+}
+
+/// An address as proxies write it: alone, in brackets, or with a port behind it.
+fn forwarded_address(element: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(element.trim_ascii()).ok()?;
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(with_port).or_else(bracketed)
 }
 
 fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
@@ -242,10 +269,12 @@ mod tests {
     fn the_client_is_the_rightmost_address_that_is_no_trusted_proxy() {
         let trusted: Vec<IpNet> =
             ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().expect("a network")).collect();
-        let check = |list: &str, expected: Option<&str>| {
+        let check_lines = |lines: &[&str], expected: Option<&str>| {
             let expected = expected.map(|address| address.parse().expect("an address"));
-            assert_eq!(original_client(list.as_bytes(), &trusted), expected, "{list}");
+            let last_first = lines.iter().rev().map(|line| line.as_bytes());
+            assert_eq!(original_client(last_first, &trusted), expected, "{lines:?}");
         };
+        let check = |list: &str, expected| check_lines(&[list], expected);
         check("203.0.113.9", Some("203.0.113.9"));
         check("1.1.1.1, 203.0.113.9", Some("203.0.113.9"));
         check("203.0.113.9, 10.0.0.7,10.0.0.8", Some("203.0.113.9"));
@@ -254,5 +283,15 @@ mod tests {
         check("junk", None);
         check("2001:db8::1, fd00::2", Some("2001:db8::1"));
         check("", None);
+        check("203.0.113.9:4711, 10.0.0.7:80", Some("203.0.113.9"));
+        check("[2001:db8::1]", Some("2001:db8::1"));
+        check("[2001:db8::1]:4711, [fd00::2]:80", Some("2001:db8::1"));
+        check("203.0.113.9, ::ffff:10.0.0.7", Some("203.0.113.9"));
+        check("203.0.113.9:port", None);
+        check("[203.0.113.9]", None);
+        check_lines(&[], None);
+        check_lines(&["203.0.113.9", "10.0.0.7"], Some("203.0.113.9"));
+        check_lines(&["1.1.1.1", "203.0.113.9, 10.0.0.7", "10.0.0.8"], Some("203.0.113.9"));
+        check_lines(&["1.1.1.1", "junk", "10.0.0.8"], Some("10.0.0.8"));
     }
 }

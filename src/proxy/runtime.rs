@@ -120,9 +120,9 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
     let is_shared = parts.listens_on_shared;
     let gateway = parts.redis.as_ref().map(|redis| redis.gateway);
     let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
-    if let (Some(gateway), Some(redis)) = (gateway, worker.limiter.redis()) {
+    if let Some(gateway) = gateway {
         // Before the first client: limits that this process would count alone meanwhile are not global.
-        redis.connected(REDIS_CONNECT_MAX).await;
+        worker.limiter.connected(REDIS_CONNECT_MAX).await;
         if worker.index == 0 {
             let worker = Rc::clone(&worker);
             monoio::spawn(async move {

@@ -11,7 +11,7 @@
 //!
 //! It does not resolve names, speak TLS, follow a cluster's redirections or queue calls for better times.
 
-mod backoff;
+pub(crate) mod backoff;
 mod handshake;
 mod link;
 mod pending;
@@ -66,6 +66,16 @@ impl CallError {
             CallError::Down | CallError::Timeout => true,
             CallError::Overloaded => false,
             CallError::Refused(refusal) => refusal.ends_connection(),
+        }
+    }
+
+    /// Whether other calls would fare no better for now: Redis is away, or does nothing for anyone. Otherwise the error is
+    /// this call's own.
+    pub fn concerns_all(self) -> bool {
+        match self {
+            CallError::Down | CallError::Timeout => true,
+            CallError::Overloaded => false,
+            CallError::Refused(refusal) => refusal.concerns_all(),
         }
     }
 }

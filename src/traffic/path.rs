@@ -10,8 +10,13 @@
 //! - holds only bytes that RFC 3986 allows in a path;
 //! - is unchanged by a second pass.
 //!
-//! Deliberately not done: a second decoding (`%252e` is the data `%2e`), the merging of empty segments (`//` is kept, RFC
-//! 3986 gives it a meaning of its own), and any judgement of what non-ASCII bytes mean.
+//! That one spelling is not yet the only one that backends know for a resource: many merge `//`, drop path parameters, decode
+//! `%2F` or trim what stands at a segment's end. Those spellings are data that clients may send, and so are kept (RFC 3986
+//! gives `//` and `;x` meanings of their own). [`fold`] tells how such a backend would read the path, for the caller to
+//! refuse one that another service's policy holds for when it is read so: `//admin` is not to reach `/`.
+//!
+//! Deliberately not done: a second decoding (`%252e` is the data `%2e`), and any judgement of letter case and of what
+//! non-ASCII bytes mean.
 
 use memchr::{memchr, memrchr};
 
@@ -62,6 +67,63 @@ pub fn normalize<'a>(path: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8
     scratch.clear();
     rewrite(path, scratch)?;
     Ok(scratch)
+}
+
+/// How the most lenient of backends reads the path `normal`, which came out of [`normalize`]: slashes, encoded slashes and
+/// backslashes merged, each segment cut before its path parameters, spaces and dots at its end dropped. `None` when that
+/// changes nothing, as nearly always: after one scan. Otherwise it is written to `scratch`, and is no longer than `normal`.
+///
+/// It is for looking up routes, never for forwarding.
+pub fn fold<'a>(normal: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+    if !is_foldable(normal) {
+        return None;
+    }
+    scratch.clear();
+    let mut rest = normal;
+    while !rest.is_empty() {
+        let end = (0..rest.len()).find(|&at| separator(&rest[at..]) > 0).unwrap_or(rest.len());
+        let segment = lenient_name(&rest[..end]);
+        if !segment.is_empty() {
+            scratch.push(b'/');
+            scratch.extend_from_slice(segment);
+        }
+        rest = &rest[end..];
+        rest = &rest[separator(rest)..];
+    }
+    if scratch.is_empty() {
+        scratch.push(b'/');
+    }
+    Some(scratch)
+}
+
+/// Whether [`fold`] may have something to do: an escape, a path parameter, an empty segment, or a dot at a segment's end.
+fn is_foldable(normal: &[u8]) -> bool {
+    let mut suspicious = normal.last() == Some(&b'.');
+    let mut previous = 0;
+    for &byte in normal {
+        suspicious |= matches!(byte, b'%' | b';') | (byte == b'/' && matches!(previous, b'/' | b'.'));
+        previous = byte;
+    }
+    suspicious
+}
+
+/// How long the separator is that `rest` begins with; 0 for none.
+fn separator(rest: &[u8]) -> usize {
+    match rest.first() {
+        Some(b'/') => 1,
+        Some(b'%') if is_encoded_separator(rest) => 3,
+        _ => 0,
+    }
+}
+
+/// A segment without its parameters, and without dots and spaces at its end.
+fn lenient_name(segment: &[u8]) -> &[u8] {
+    let end = (0..segment.len()).find(|&at| segment[at] == b';' || segment[at..].starts_with(b"%3B"));
+    let mut name = &segment[..end.unwrap_or(segment.len())];
+    while let Some(shorter) = name.strip_suffix(b"%20").or_else(|| name.strip_suffix(b".")) {
+        name = shorter;
+    }
+    name
 }
 
 /// What the scan needs to know of a byte, one bit each.
@@ -324,6 +386,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn lenient_readings() {
+        let check = |path: &str, expected: Option<&str>| {
+            let mut scratch = Vec::new();
+            assert_eq!(fold(path.as_bytes(), &mut scratch), expected.map(str::as_bytes), "{path}");
+        };
+        for path in ["/", "/a", "/a/", "/a.b/.c", "/a:b@c/d,e=f", "/.a/b~"] {
+            check(path, None);
+        }
+        for path in [
+            "//admin",
+            "/;/admin",
+            "/admin;x=1",
+            "/admin%3Bx",
+            "/admin%2F",
+            "/%2Fadmin",
+            "/%5Cadmin",
+            "/admin%20",
+            "/admin.",
+            "/admin.%20.;x",
+            "/.../admin",
+            "/%20/admin//",
+        ] {
+            check(path, Some("/admin"));
+        }
+        check("//", Some("/"));
+        check("/%2F", Some("/"));
+        check("/;x", Some("/"));
+        check("/a%2Fb", Some("/a/b"));
+        check("/a;x/b;y", Some("/a/b"));
+        check("/a%20b", Some("/a%20b"));
+        check("/a/b./c", Some("/a/b/c"));
+        check("/%C3%A9", Some("/%C3%A9"));
+    }
+
     /// The same by other means: characters as values, RFC 3986's own description of the removal, and the hidden dot
     /// segments found by really decoding.
     fn reference(path: &[u8]) -> Result<String, ()> {
@@ -416,6 +513,20 @@ mod tests {
                     prop_assert!(!is_unreserved(byte) && !byte.is_ascii_control());
                     prop_assert!(!escape[..2].contains(|digit: char| digit.is_ascii_lowercase()));
                 }
+            }
+        }
+
+        #[test]
+        fn a_lenient_reading_is_its_own(path in paths()) {
+            let (mut normal, mut folded) = (Vec::new(), Vec::new());
+            if let Ok(normal) = normalize(&path, &mut normal)
+                && let Some(folded) = fold(normal, &mut folded)
+            {
+                prop_assert!(folded.len() <= normal.len());
+                let text = String::from_utf8(folded.to_vec()).unwrap();
+                prop_assert!(text == "/" || text.starts_with('/') && !text.ends_with('/') && !text.contains("//"));
+                let mut again = Vec::new();
+                prop_assert_eq!(fold(folded, &mut again).unwrap_or(folded), folded);
             }
         }
 

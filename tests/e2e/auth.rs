@@ -5,6 +5,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use ringway::policy::auth::api_key::KeyHash;
 use ringway::policy::auth::mint::{self, Mint};
 use ringway::policy::auth::{self, Algorithm};
@@ -148,28 +152,58 @@ fn issuer(document: &Arc<Mutex<String>>) -> String {
     url
 }
 
-#[test]
-fn an_issuers_keys_are_fetched() {
-    use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-    use base64::Engine;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+/// What an issuer signs with.
+struct SigningKey(Ed25519KeyPair);
 
-    let random = SystemRandom::new();
-    let key = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&random).expect("randomness").as_ref());
-    let key = key.expect("a fresh key");
-    let jwks = |kid: &str| {
-        let x = BASE64.encode(key.public_key().as_ref());
+impl SigningKey {
+    fn new() -> SigningKey {
+        let random = SystemRandom::new();
+        let key = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&random).expect("randomness").as_ref());
+        SigningKey(key.expect("a fresh key"))
+    }
+
+    fn jwks(&self, kid: &str) -> String {
+        let x = BASE64.encode(self.0.public_key().as_ref());
         format!(
             "{{\"keys\":[{{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"kid\":\"{kid}\",\"alg\":\"EdDSA\",\"x\":\"{x}\"}}]}}"
         )
-    };
-    let sign = |kid: &str| {
+    }
+
+    fn sign(&self, kid: &str) -> String {
         let head = BASE64.encode(format!("{{\"alg\":\"EdDSA\",\"typ\":\"JWT\",\"kid\":\"{kid}\"}}"));
         let claims = BASE64.encode(format!("{{\"sub\":\"alice\",\"exp\":{}}}", now() + 600));
-        let signature = BASE64.encode(key.sign(format!("{head}.{claims}").as_bytes()).as_ref());
+        let signature = BASE64.encode(self.0.sign(format!("{head}.{claims}").as_bytes()).as_ref());
         bearer(&format!("{head}.{claims}.{signature}"))
-    };
+    }
+}
+
+#[test]
+fn whoever_is_ready_knows_the_issuers_keys() {
+    let key = SigningKey::new();
+    let document = Arc::new(Mutex::new(key.jwks("one")));
+    let url = issuer(&document);
+    let backend = Backend::answering(OK);
+    // The issuer answers when the lock is free.
+    let slow = document.lock().expect("no panic");
+    let gateway = std::thread::scope(|scope| {
+        let tables = format!(
+            "[auth.jwt]\nalgorithms = [\"EdDSA\"]\njwks_url = \"{url}\"\n{}",
+            service("closed", &[backend.url()], "auth = \"required\"")
+        );
+        let gateway = scope.spawn(move || Gateway::start(&tables));
+        std::thread::sleep(std::time::Duration::from_millis(1_500));
+        assert!(!gateway.is_finished(), "it is ready without them");
+        drop(slow);
+        gateway.join().expect("it starts")
+    });
+    assert_eq!(ask(&gateway, "/closed", &[key.sign("one")]).status, 200);
+    let stranger = ask(&gateway, "/closed", &[key.sign("two")]);
+    assert_eq!((stranger.status, stranger.reason().as_str()), (401, "token_key_unknown"));
+}
+
+#[test]
+fn an_issuers_keys_are_fetched() {
+    let key = SigningKey::new();
     let document = Arc::new(Mutex::new("not yet".to_owned()));
     let url = issuer(&document);
     let backend = Backend::answering(OK);
@@ -177,12 +211,16 @@ fn an_issuers_keys_are_fetched() {
         "[auth.jwt]\nalgorithms = [\"EdDSA\"]\njwks_url = \"{url}\"\n{}",
         service("closed", &[backend.url()], "auth = \"required\"")
     ));
-    // The first document is none: that is said, and what is not known is refused.
+    // The first document is none: that is said, the gateway is ready in the end, and what cannot be known is not refused.
     gateway.events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("cannot be fetched")));
-    let answer = ask(&gateway, "/closed", &[sign("one")]);
-    assert_eq!((answer.status, answer.reason().as_str()), (401, "token_key_unknown"));
-    *document.lock().expect("no panic") = jwks("one");
-    // The token with an unknown key brings the next fetch forward.
-    until("the key is known", || ask(&gateway, "/closed", &[sign("one")]).status == 200);
+    gateway.events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("ready without")));
+    let answer = ask(&gateway, "/closed", &[key.sign("one")]);
+    assert_eq!((answer.status, answer.reason().as_str()), (503, "keys_unavailable"));
+    assert_eq!((answer.header("retry-after"), answer.header("www-authenticate")), (Some("1"), None));
+    *document.lock().expect("no panic") = key.jwks("one");
+    until("the key is known", || ask(&gateway, "/closed", &[key.sign("one")]).status == 200);
     assert_eq!(backend.last().header("x-user-id"), Some("alice"));
+    *document.lock().expect("no panic") = key.jwks("two");
+    // A token with an unknown key brings the next fetch forward.
+    until("the new key is known", || ask(&gateway, "/closed", &[key.sign("two")]).status == 200);
 }

@@ -142,3 +142,24 @@ fn a_browser_agrees() {
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a port").port()
 }
+
+#[test]
+fn refusals_of_what_was_understood_can_be_read_before_the_service_is_known() {
+    let backend = Backend::answering(OK);
+    let cors = "[cors]\nenabled = true\nallow_origins = [\"https://app.example.com\"]\n[limits]\nuri_bytes = 300";
+    let gateway = Gateway::start(&format!("{cors}\n{}", service("api", &[backend.url()], "")));
+    let check = |method: &str, path: &str, fields: &str, status: u16| {
+        for (origin, allowed) in [(APP, Some(APP)), ("https://evil.org", None)] {
+            let answer = ask(&gateway, method, path, origin, fields);
+            assert_eq!(answer.status, status, "{path} {fields}");
+            assert_eq!(answer.header("access-control-allow-origin"), allowed, "{path} {fields}");
+            assert_eq!(all(&answer, "vary"), ["Origin"], "{path} {fields}");
+        }
+    };
+    check("GET", "/api/%zz", "", 400);
+    check("GET", &format!("/api/{}", "a".repeat(400)), "", 414);
+    check("GET", "/api", &"X-A: b\r\n".repeat(150), 431);
+    check("POST", "/api", "Expect: else\r\nContent-Length: 1\r\n", 417);
+    check("POST", "/api", "Content-Length: x\r\n", 400);
+    check("POST", "/api", "Transfer-Encoding: chunked\r\n\r\nZZ\r\n", 400);
+}

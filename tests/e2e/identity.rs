@@ -94,6 +94,10 @@ fn a_trusted_proxy_is_believed_and_extended() {
     assert_eq!(sent.header("x-forwarded-host"), Some("b.example"));
     assert_eq!(sent.header("via"), Some("1.1 front, 1.1 ringway"));
     assert_eq!(gateway.logged("trusted")["client"], "203.0.113.9");
+    // Several lines are one list, and some proxies add the port.
+    let lines = "X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: [2001:db8::7]:4711\r\nX-Forwarded-For: 10.0.0.1:80\r\n";
+    ask(&gateway, &backend, &format!("{lines}X-Request-Id: lines\r\n"));
+    assert_eq!(gateway.logged("lines")["client"], "2001:db8::7");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod pool;
 mod rate_limits;
 #[path = "../support/redis.rs"]
 mod redis;
+mod redis_slow;
 mod refusals;
 mod registration;
 mod reload;

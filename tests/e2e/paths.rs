@@ -73,3 +73,42 @@ fn dot_segments_and_escapes_cannot_cross_from_one_service_to_another() {
     check("sms", Fate::Refused(400));
     check("*", Fate::Refused(400));
 }
+
+#[test]
+fn no_spelling_of_a_nested_service_goes_round_its_policy() {
+    let (site, admin) = (Backend::answering(OK), Backend::answering(OK));
+    let secret = "[auth.jwt]\nsecret = \"a secret of at least thirty-two bytes\"\n";
+    let nested = |prefix: &str| {
+        service("site", &[site.url()], "").replace("\"/site\"", "\"/\"")
+            + &service("admin", &[admin.url()], "auth = \"required\"").replace("\"/admin\"", &format!("\"{prefix}\""))
+    };
+    let gateway = Gateway::start(&(secret.to_owned() + &nested("/admin")));
+    let check = |target: &str, status: u16, reason: Option<&str>| {
+        let seen = site.requests().len();
+        let answer = gateway.get(target);
+        assert_eq!((answer.status, answer.header("x-gateway-error")), (status, reason), "{target}");
+        assert_eq!(site.requests().len(), seen + usize::from(status == 200), "{target}");
+    };
+    for target in [
+        "//admin",
+        "/admin;x=1",
+        "/;/admin",
+        "/admin%2f",
+        "/%2fadmin",
+        "/admin%20",
+        "/admin.",
+        "/%5cadmin",
+        "/a;/..//admin",
+        "/admin%3bx",
+        "//admin/users",
+        "/admin%2fusers",
+    ] {
+        check(target, 400, Some("ambiguous_path"));
+    }
+    check("/admin", 401, Some("credentials_missing"));
+    check("/admin//users;x=1", 401, Some("credentials_missing"));
+    for target in ["/", "//", "/a;x=1", "/a%2fb", "/a//b", "/b%20", "/administration;x", "/a//admin", "/a%20b/c."] {
+        check(target, 200, None);
+    }
+    assert!(admin.requests().is_empty());
+}

@@ -103,6 +103,64 @@ fn keys_have_limits_of_their_own_and_bad_ones_count_against_the_address() {
     assert_eq!(statuses("big", 7), [200, 200, 200, 200, 200, 200, 429]);
 }
 
+#[test]
+fn a_keys_own_limit_takes_the_place_of_the_default_one_alone() {
+    const KEY: &str = "rw_the-key-of-big-is-long";
+    let hash = KeyHash::of(KEY.as_bytes());
+    let key = format!(
+        "[[auth.api_keys]]\nname = \"big\"\nhash = \"{hash}\"\nrate_limit = {{ requests = 4, window = \"60s\" }}\n"
+    );
+    let backend = Backend::answering(OK);
+    let check = |limits: &str, passed: usize, policy: &str| {
+        let gateway = Gateway::start(&tables(&backend, &format!("auth = \"required\"\n{limits}"), &key));
+        let fields = format!("Connection: close\r\nX-API-Key: {KEY}\r\n");
+        let ask = || gateway.send(format!("GET /api HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        let statuses: Vec<u16> = (0..passed + 1).map(|_| ask().status).collect();
+        let expected = [vec![200; passed], vec![429]].concat();
+        assert_eq!(statuses, expected, "{limits}");
+        assert_eq!(ask().header("ratelimit-policy"), Some(policy), "{limits}");
+    };
+    check("rate_limit = { requests = 1 }", 4, "\"default\";q=4;w=60");
+    let burst = "rate_limits = [{ name = \"burst\", requests = 2, window = \"50s\" }]";
+    check(&format!("rate_limit = {{ requests = 9 }}\n{burst}"), 2, "\"burst\";q=2;w=50");
+    check(&format!("rate_limit = {{ enabled = false }}\n{burst}"), 2, "\"burst\";q=2;w=50");
+    check("rate_limit = { enabled = false }", 4, "\"own\";q=4;w=60");
+    check("rate_limit = { requests = 9, key = \"ip\" }", 4, "\"own\";q=4;w=60");
+    check("rate_limit = { requests = 3, key = \"ip\" }", 3, "\"default\";q=3;w=60");
+}
+
+#[test]
+fn whoever_guesses_is_stopped_by_whichever_limit_counts_addresses() {
+    let backend = Backend::answering(OK);
+    let secret =
+        "[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[cors]\nenabled = true\nallow_origins = [\"*\"]";
+    let limits = "auth = \"required\"\nrate_limit = { requests = 1000 }\nrate_limits = [{ name = \"ip\", requests = 3, key = \"ip\" }]";
+    let gateway = Gateway::start(&tables(&backend, limits, secret));
+    let bad = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIiwiZXhwIjo5OTk5OTk5OTk5fQ.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let ask = |token: &str| {
+        let fields = format!("Connection: close\r\nOrigin: https://a\r\nAuthorization: Bearer {token}\r\n");
+        gateway.send(format!("GET /api HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+    };
+    for _ in 0..3 {
+        let answer = ask(bad);
+        assert_eq!((answer.status, answer.header("www-authenticate").is_some()), (401, true));
+    }
+    // The first of them finds the limit used up after its token was looked at, the others before.
+    for _ in 0..3 {
+        let answer = ask(bad);
+        assert_eq!((answer.status, answer.reason().as_str()), (429, "rate_limited"));
+        assert_eq!(answer.header("www-authenticate"), None, "that is no matter of credentials");
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+    }
+    let token =
+        ringway::policy::auth::mint::Mint { subject: "a", scopes: &[], lifetime: 600, issuer: None, audience: None };
+    ringway::policy::auth::install();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let secret = b"0123456789abcdef0123456789abcdef";
+    let good = ringway::policy::auth::mint::mint(&token, secret, ringway::policy::auth::Algorithm::HS256, now);
+    assert_eq!(ask(&good.expect("a token")).status, 429, "no signature is looked at");
+}
+
 /// How many of `count` requests each of `clients` gets through, all at once.
 fn storm(gateways: &[&Gateway], clients: usize, count: usize) -> (usize, usize) {
     let (passed, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));

@@ -210,6 +210,7 @@ fn api_keys(section: Section<'_>) -> Vec<ApiKeySpec> {
         Ok(api_key(Section::of(&path, Some(node), section.errors), node))
     });
     let mut taken = HashMap::new();
+    let mut limits: HashMap<Box<str>, (Option<OwnLimit>, Place)> = HashMap::new();
     let mut distinct = Vec::new();
     for (index, (spec, node)) in specs.unwrap_or_default().into_iter().enumerate() {
         let Some(spec) = spec else { continue };
@@ -220,6 +221,16 @@ fn api_keys(section: Section<'_>) -> Vec<ApiKeySpec> {
         } else if let Some(earlier) = taken.insert(spec.hash.to_string(), node.place.clone()) {
             section.errors.reject(&format!("{path}.hash"), &node, format!("is the hash of the key at {earlier} too"));
         } else {
+            // They are one client, whose requests are counted together.
+            let (limit, earlier) =
+                limits.entry(spec.name.clone()).or_insert_with(|| (spec.rate_limit, node.place.clone()));
+            if *limit != spec.rate_limit {
+                let problem = format!(
+                    "the API keys of one name are one client and have one rate limit; the key of {:?} at {earlier} has another",
+                    spec.name
+                );
+                section.errors.reject(&format!("{path}.rate_limit"), &node, problem);
+            }
             distinct.push(spec);
         }
     }

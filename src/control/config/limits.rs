@@ -16,7 +16,10 @@ const SECOND: Duration = Duration::from_secs(1);
 const LIMIT_KEYS: &[&str] = &["name", "requests", "window", "key"];
 
 /// What clients see a service's own limit as.
-const DEFAULT_NAME: &str = "default";
+pub const DEFAULT_LIMIT: &str = "default";
+
+/// What they see an API key's own limit as, where it does not take the place of the service's.
+pub const OWN_LIMIT: &str = "own";
 
 /// Where a redis:// URL without a port leads.
 const REDIS_PORT: u16 = 6379;
@@ -163,7 +166,7 @@ pub(super) fn of_service(section: Section<'_>, global: &RateLimits) -> Vec<RateL
     let mut limits = Vec::new();
     if main.enabled {
         let limit = Limit::new(main.requests, main.window);
-        limits.push(RateLimitSpec { name: DEFAULT_NAME.to_owned(), limit, key: main.key });
+        limits.push(RateLimitSpec { name: DEFAULT_LIMIT.to_owned(), limit, key: main.key });
     }
     let mut index = 0;
     let others = section.list("rate_limits", 0..=8, |node| {
@@ -177,6 +180,7 @@ pub(super) fn of_service(section: Section<'_>, global: &RateLimits) -> Vec<RateL
         let limit = Limit::new(requests(own, main.requests), window(own, main.window));
         let default = format!("{}-in-{}s", limit.requests(), limit.window().as_secs());
         let name = own.read("name", default, |node| match node.text()? {
+            OWN_LIMIT => Err("is what API keys' own limits are called; choose another name".to_owned()),
             text if (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Ok(text.to_owned())
             }

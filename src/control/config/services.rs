@@ -203,7 +203,8 @@ fn method(token: &str) -> Result<Method, String> {
     }
 }
 
-/// An array of scopes for every method, or a table of them by method.
+/// An array of scopes for every method, or a table of them by method. A rule for GET is one for HEAD too, unless HEAD has its
+/// own: backends answer both alike (RFC 9110, section 9.3.2).
 fn required_scopes(section: Section<'_>) -> Vec<(MethodSet, Vec<String>)> {
     const KEY: &str = "required_scopes";
     let scopes = |own: Section<'_>, key: &str| -> Vec<String> {
@@ -215,8 +216,12 @@ fn required_scopes(section: Section<'_>) -> Vec<(MethodSet, Vec<String>)> {
     let path = section.path(KEY);
     let own = Section::of(&path, Some(node), section.errors);
     let mut rules = Vec::new();
+    let has_head = table.keys().any(|name| method(name) == Ok(Method::Head));
     for name in table.keys() {
         match method(name) {
+            Ok(Method::Get) if !has_head => {
+                rules.push((MethodSet::EMPTY.with(Method::Get).with(Method::Head), scopes(own, name)));
+            }
             Ok(method) => rules.push((MethodSet::EMPTY.with(method), scopes(own, name))),
             Err(_) => {
                 let problem =

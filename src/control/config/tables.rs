@@ -98,8 +98,20 @@ pub(super) fn network(node: &Node) -> Result<IpNet, String> {
     let text = node.text()?;
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network
-        .map(|network| network.trunc())
+        .map(|network| canonical(network).trunc())
         .ok_or_else(|| "must be a network such as \"10.0.0.0/8\" or \"fd00::/8\", or an IP address".to_owned())
+}
+
+/// IPv4 networks written as IPv6 ones (`::ffff:10.0.0.0/104`; RFC 4291, section 2.5.5.2) as what they are: peers are compared
+/// in that form.
+fn canonical(network: IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+    match (network, network.addr().to_canonical()) {
+        (IpNet::V6(_), IpAddr::V4(address)) if network.prefix_len() >= MAPPED_BITS => {
+            IpNet::new(address.into(), network.prefix_len() - MAPPED_BITS).expect("128 bits less 96 are 32")
+        }
+        _ => network,
+    }
 }
 
 fn metrics(section: Section<'_>) -> Metrics {
@@ -227,5 +239,19 @@ const DEFAULT_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Where credentials are commonly put in a query.
-const DEFAULT_REDACT: [&str; 8] =
-    ["access_token", "api_key", "apikey", "key", "password", "secret", "signature", "token"];
+const DEFAULT_REDACT: [&str; 14] = [
+    "access_token",
+    "api_key",
+    "apikey",
+    "client_secret",
+    "code",
+    "id_token",
+    "jwt",
+    "key",
+    "password",
+    "refresh_token",
+    "secret",
+    "sig",
+    "signature",
+    "token",
+];

@@ -56,7 +56,7 @@ fn check_with(text: &str, environment: &[(&str, &str)], expected: &str) {
 fn what_is_written_is_what_holds() {
     let config = good(
         r#"
-        server = { host = "::1", port = 0, workers = 2, pin = false, driver = "epoll", trusted_proxies = ["10.1.2.3/8", "::1"] }
+        server = { host = "::1", port = 0, workers = 2, pin = false, driver = "epoll", trusted_proxies = ["10.1.2.3/8", "::1", "::ffff:192.0.2.1", "::ffff:172.16.0.0/108", "::/0"] }
         limits = { header_bytes = 4096, body_bytes = 0 }
         timeouts = { connect = 0.5, idle_body = "90s" }
         health = { fall = 7, slow_start = 0 }
@@ -82,7 +82,7 @@ fn what_is_written_is_what_holds() {
     assert_eq!((config.server.port, config.server.workers), (0, Workers::Count(2)));
     assert_eq!((config.server.pin, config.server.driver), (false, Driver::Epoll));
     let networks: Vec<String> = config.server.trusted_proxies.iter().map(ToString::to_string).collect();
-    assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(networks, ["10.0.0.0/8", "::1/128", "192.0.2.1/32", "172.16.0.0/12", "::/0"]);
     assert_eq!((config.limits.header_bytes, config.limits.uri_bytes, config.limits.body_bytes), (4_096, 4_096, 0));
     assert_eq!(config.timeouts.connect, Duration::from_millis(500));
     assert_eq!((config.logging.format, config.level, config.logging.sample), (LogFormat::Text, Level::Debug, 0.0));

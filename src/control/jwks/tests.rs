@@ -82,6 +82,21 @@ fn when_the_next_fetch_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_document_is_asked_for_until_it_is_there() {
+    let script = [Err(()), Err(()), Ok((&b"\xff"[..], Some(3_600))), Err(()), Ok((&b"a"[..], None)), Err(())];
+    let told = follow(&script, &[1], 320).await;
+    let fourth = (0.225 + 0.45 + 0.9, 0.25 + 0.5 + 1.0);
+    let fifth = (fourth.0 + 1.8, fourth.1 + 2.0);
+    let begun = [(0.0, 0.0), (0.225, 0.25), (0.675, 0.75), fourth, fifth, (fifth.0 + 270.0, fifth.1 + 300.0)];
+    check_begun(&Told { begun: told.begun.borrow()[..6].to_vec().into(), ..Told::default() }, &begun);
+    assert_eq!(*told.published.borrow(), ["a"]);
+    // An issuer that is away for long is not asked more often than one whose keys are known.
+    let told = follow(&[Err(())], &[], 100).await;
+    let begun = told.begun.borrow();
+    assert!(begun.windows(2).skip(6).all(|two| two[1] - two[0] >= 9.0), "{begun:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn on_schedule() {
     let told = follow(&[Ok((b"a", None))], &[], 700).await;
     check_begun(&told, &[(0.0, 0.0), (270.0, 300.0), (540.0, 600.0)]);

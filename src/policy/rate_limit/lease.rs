@@ -50,6 +50,10 @@ pub(super) struct Lease {
     joined_from: u32,
 
     denied_until: Option<Instant>,
+    /// The limit, in requests, that the denial was under: it holds under lower ones too.
+    denied_under: u32,
+    /// The same of the order under way.
+    asked_under: u32,
     remaining: u32,
     reset_at: Instant,
 }
@@ -76,6 +80,8 @@ impl Lease {
             next_ticket: 0,
             joined_from: 0,
             denied_until: None,
+            denied_under: 0,
+            asked_under: 0,
             remaining: 0,
             reset_at: now,
         }
@@ -91,14 +97,11 @@ impl Lease {
             self.reports = [Report::default(); 2];
             self.denied_until = None;
         }
-        if self.limit != *limit {
-            self.denied_until = None;
-            self.limit = *limit;
-        }
+        self.limit = *limit;
     }
 
     pub(super) fn check(&mut self, now: Instant) -> Verdict {
-        if let Some(retry_after) = self.denied(now) {
+        if let Some(retry_after) = self.denied(&self.limit, now) {
             return Verdict::Deny { retry_after };
         }
         if self.left > 0 && now < self.valid_until {
@@ -119,8 +122,12 @@ impl Lease {
         Verdict::Ask { ticket, order: self.ask(1, now) }
     }
 
-    /// How long the key is still denied, without asking.
-    pub(super) fn denied(&self, now: Instant) -> Option<Duration> {
+    /// How long the key is still denied under `limit`, without asking.
+    pub(super) fn denied(&self, limit: &Limit, now: Instant) -> Option<Duration> {
+        self.denial(now).filter(|_| limit.requests() <= self.denied_under)
+    }
+
+    fn denial(&self, now: Instant) -> Option<Duration> {
         self.denied_until?.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
 
@@ -135,7 +142,11 @@ impl Lease {
         self.enter(grant, immediate, sent_at, now);
         self.report(Report { slot: grant.slot, unused: immediate - asked, settled: 0 });
         self.used += asked;
-        self.denied_until = is_refused.then(|| sent_at + grant.reset_after);
+        if is_refused {
+            (self.denied_until, self.denied_under) = (Some(sent_at + grant.reset_after), self.asked_under);
+        } else if self.asked_under <= self.denied_under {
+            self.denied_until = None;
+        }
 
         let leased = if now < self.valid_until && !is_refused { self.joined.min(self.left) } else { 0 };
         self.spend(leased, now);
@@ -148,7 +159,7 @@ impl Lease {
             slot: grant.slot,
             standing: self.standing(now),
             // A denial that is over by now is still a denial of those who waited for it.
-            denied: is_refused.then(|| self.denied(now).unwrap_or_default()),
+            denied: is_refused.then(|| self.denial(now).unwrap_or_default()),
             order,
         })
     }
@@ -197,7 +208,7 @@ impl Lease {
     /// Whether forgetting the key changes nothing.
     pub(super) fn is_idle(&self, era: u32, now: Instant) -> bool {
         let is_known =
-            self.unreported() > 0 || self.denied(now).is_some() || now < self.valid_until + self.limit.slot();
+            self.unreported() > 0 || self.denial(now).is_some() || now < self.valid_until + self.limit.slot();
         !self.is_asking && (self.era != era || !is_known)
     }
 
@@ -274,6 +285,7 @@ impl Lease {
             None => Report { slot: self.slot, unused: 0, settled: std::mem::take(&mut self.settled) },
         };
         self.is_asking = true;
+        self.asked_under = self.limit.requests();
         (self.asked, self.asked_live) = (waiting, waiting);
         self.joined_from = self.next_ticket;
         self.last_use = now;

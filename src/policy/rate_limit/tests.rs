@@ -154,6 +154,37 @@ fn a_denied_key_asks_nothing_until_its_reset() {
 }
 
 #[test]
+fn a_denial_holds_under_lower_limits_too() {
+    let mut bench = Bench::new(5);
+    bench.asks(0);
+    assert!(bench.granted(0, 1, 0, 3, 900).denied.is_some());
+    let (low, high) = (bench.limit, Limit::new(10, bench.limit.window()));
+    let denied = |bench: &mut Bench, ms| matches!(bench.check(ms), Verdict::Deny { .. });
+    // Whoever is under a higher limit asks, and changes nothing for the others.
+    for (ms, granted) in [(10, 1), (20, 1), (30, 0)] {
+        assert!(denied(&mut bench, ms), "at {ms}");
+        bench.limit = high;
+        assert_eq!(bench.asks(ms).waiting, 1);
+        bench.granted(ms, ms + 1, granted, 3, 900);
+        bench.limit = low;
+    }
+    assert!(denied(&mut bench, 40));
+    bench.limit = high;
+    assert!(denied(&mut bench, 40));
+    assert_eq!(bench.table.denied(KEY, &Limit::new(11, low.window()), bench.at(40)), None);
+    // One that is granted under the same or a lower limit ends it.
+    bench.limit = Limit::new(20, low.window());
+    bench.asks(50);
+    bench.granted(50, 51, 0, 3, 900);
+    bench.limit = low;
+    assert!(denied(&mut bench, 5_049));
+    bench.asks(5_060);
+    bench.granted(5_060, 5_061, 1, 8, 900);
+    bench.limit = Limit::new(20, low.window());
+    bench.asks(5_070);
+}
+
+#[test]
 fn some_of_those_waiting_may_be_denied() {
     let mut bench = Bench::new(50);
     bench.asks(0);

@@ -10,7 +10,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// The pause after `failures` attempts in a row that came to nothing; `draw` is uniform. Its ceiling doubles, and it lies in
 /// the upper half below it: many gateways come back neither all at once nor much later than they could.
-pub(super) fn pause(failures: u32, draw: u64) -> Duration {
+pub(crate) fn pause(failures: u32, draw: u64) -> Duration {
     let ceiling = FIRST.saturating_mul(1 << failures.min(16)).min(LONGEST);
     let half = ceiling / 2;
     half + Duration::from_nanos(draw % (half.as_nanos() as u64 + 1))

@@ -83,6 +83,11 @@ impl Refusal {
         )
     }
 
+    /// Whether other commands of the same kind would be refused too, whatever their keys.
+    pub fn concerns_all(self) -> bool {
+        !matches!(self, Refusal::NoScript | Refusal::Cluster | Refusal::Other)
+    }
+
     /// A stable word for logs and metrics.
     pub fn word(self) -> &'static str {
         match self {

@@ -63,7 +63,7 @@ fn api_keys() {
         name = "reports"
         hash = "{}"
         expires = "2030-01-31T00:00:00Z"
-        rate_limit = {{ requests = 5 }}
+        rate_limit = {{ requests = 5, window = 1 }}
         "#,
         hash(1),
         hash(2),
@@ -76,7 +76,7 @@ fn api_keys() {
     assert_eq!(reports.scopes, ["read", "sms:send"]);
     assert_eq!(reports.rate_limit, Some(OwnLimit { requests: 5, window: Duration::from_secs(1) }));
     assert_eq!(rotated.expires, reports.expires);
-    assert_eq!(rotated.rate_limit, Some(OwnLimit { requests: 5, window: Duration::from_secs(60) }));
+    assert_eq!(rotated.rate_limit, reports.rate_limit);
 }
 
 #[test]
@@ -171,7 +171,10 @@ fn services() {
     assert_eq!(sms.required_scopes, [(MethodSet::ALL, vec!["a".to_owned(), "b".to_owned()])]);
     let sms = service("required_scopes = { POST = [\"w\"], GET = [] }");
     let one = |method| MethodSet::EMPTY.with(method);
-    assert_eq!(sms.required_scopes, [(one(Method::Get), vec![]), (one(Method::Post), vec!["w".to_owned()])]);
+    let read = one(Method::Get).with(Method::Head);
+    assert_eq!(sms.required_scopes, [(read, vec![]), (one(Method::Post), vec!["w".to_owned()])]);
+    let sms = service("required_scopes = { GET = [\"r\"], HEAD = [] }");
+    assert_eq!(sms.required_scopes, [(one(Method::Get), vec!["r".to_owned()]), (one(Method::Head), vec![])]);
 }
 
 #[test]

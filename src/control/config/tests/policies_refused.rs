@@ -233,6 +233,14 @@ fn api_keys() {
             &key("[[auth.api_keys]]\nname = \"b\"\nhash = \"HASH\""),
             "c.toml:4:1: auth.api_keys[1].hash: is the hash of the key at c.toml:1:1 too",
         ),
+        (
+            &key(&format!(
+                "rate_limit.requests = 5\n[[auth.api_keys]]\nname = \"a\"\nhash = \"sha256:{}\"",
+                "0".repeat(64)
+            )),
+            "c.toml:5:1: auth.api_keys[1].rate_limit: the API keys of one name are one client and have one rate limit; the key \
+             of \"a\" at c.toml:1:1 has another",
+        ),
     ]);
 }
 
@@ -297,6 +305,10 @@ fn rate_limits() {
         (
             &sms("rate_limits = [{ name = \"a b\" }]"),
             "c.toml:4:25: services.sms.rate_limits[0].name = \"a b\": must be 1 to 64",
+        ),
+        (
+            &sms("rate_limits = [{ name = \"own\" }]"),
+            "c.toml:4:25: services.sms.rate_limits[0].name = \"own\": is what API keys' own limits are called",
         ),
         (
             &sms("rate_limits = [{ name = \"default\" }]"),

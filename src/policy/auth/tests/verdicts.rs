@@ -18,7 +18,7 @@ fn authenticator(version: u64) -> Authenticator {
     };
     let api_keys = ApiKeys::new(vec![spec("acme", b"key-a"), spec("other", b"key-b")]).expect("keys");
     let rules = Rules { leeway: 0, ..Rules::default() };
-    Authenticator { version, keys: keys(Algorithm::HS256), rules, api_keys }
+    Authenticator { version, keys: keys(Algorithm::HS256), rules, api_keys, awaits_issuer: false }
 }
 
 fn token(number: u64, lifetime: u64) -> String {
