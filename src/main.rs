@@ -16,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use ringway::control::config::{self, Config, Driver, Level, Source, Workers};
 use ringway::control::handover::{self, Handover, Inherited, Predecessor};
 use ringway::control::publisher::Ingredients;
+use ringway::control::registry::instance::Registered;
 use ringway::control::reload::{self, Origin};
 use ringway::control::{admin, build, notify, registry, resolve, thread as control};
 use ringway::demo;
@@ -257,7 +258,8 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let resolved = control::block_on(resolve::resolve(config, &resolve::Resolved::default()))?;
     let registered = control::block_on(registry::known(config, &resolved))?;
     let plan = resolve::Plan::of(config, &registered.registered());
-    let resolved = control::block_on(resolve::resolve_plan(plan, &resolved))?;
+    let has_more_names = plan != resolve::Plan::of(config, &Registered::default());
+    let resolved = if has_more_names { control::block_on(resolve::resolve_plan(plan, &resolved))? } else { resolved };
     for failure in resolved.failures() {
         tracing::warn!(%failure, "a backend's name does not resolve; its service answers 503 until it does");
     }

@@ -233,14 +233,17 @@ fn without_redis_each_gateway_goes_on_with_its_share() {
     redis.kill();
     let (passed, refused) = storm(&[&gateways[0]], 1, 8);
     assert_eq!((passed, refused), (5, 3), "half of the limit, counted by itself");
-    let is_said = |event: &serde_json::Value| event["message"].as_str().is_some_and(|text| text.contains("Redis"));
+    let is_said =
+        |event: &serde_json::Value| event["message"].as_str().is_some_and(|text| text.contains("rate limits are"));
     gateways[0].events.wait_for(is_said);
-    assert!(is_degraded(&gateways[0]));
+    until("the metric says so too", || is_degraded(&gateways[0]));
     redis.restart();
     until("it is global again", || !gateways.iter().any(is_degraded));
     let (passed, refused) = storm(&[&gateways[0], &gateways[1]], 2, 10);
     assert_eq!((passed, refused), (10, 10), "and Redis counts");
-    gateways[0].events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("Redis answers")));
+    gateways[0].events.wait_for(|event| {
+        event["message"].as_str().is_some_and(|text| text.contains("Redis answers again; rate limits"))
+    });
     let said = gateways[0].events.all().iter().filter(|event| is_said(event)).count();
     assert_eq!(said, 2, "once each way, not once a request");
 }
