@@ -408,6 +408,7 @@ pub struct Seam {
     adopted: Box<[AtomicU64]>,
     keys_wanted: AtomicBool,
     handed_over: AtomicBool,
+    started: AtomicBool,
     awaits_issuer: AtomicBool,
 }
 
@@ -421,6 +422,7 @@ impl Seam {
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             keys_wanted: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
+            started: AtomicBool::new(false),
             awaits_issuer: AtomicBool::new(true),
         }
     }
@@ -477,6 +479,16 @@ impl Seam {
     /// Whether a key was wanted since this was last asked.
     pub fn take_keys_wanted(&self) -> bool {
         self.keys_wanted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes that the control plane runs, signals and all: before that the process is not ready, whatever its workers are.
+    pub fn start(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// Whether the control plane runs.
+    pub fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
     }
 
     /// Notes that another process accepts from the same listening sockets: a drain leaves them alone.

@@ -57,7 +57,7 @@ pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) ->
     let worker = &tx.worker;
     let phase = worker.seam.phase();
     let knows_clients = !tx.loaded.snapshot.authenticator.awaits_issuer || !worker.seam.awaits_issuer();
-    let serving = phase == Phase::Serving && worker.seam.all_adopted() && knows_clients;
+    let serving = phase == Phase::Serving && worker.seam.is_started() && worker.seam.all_adopted() && knows_clients;
     let status = if which == Health::Live || serving { 200 } else { 503 };
     let word = match (which, phase) {
         (Health::Live, _) => "alive",

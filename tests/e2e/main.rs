@@ -31,6 +31,7 @@ mod reload;
 mod retries;
 mod routing;
 mod slow;
+mod status;
 mod support;
 mod systemd;
 mod tunnel;

@@ -89,7 +89,8 @@ fn who_was_queued_before_the_start_is_answered() {
         assert_eq!(early.response().status, 200);
         // It is systemd's socket: after the end it is as it was.
         gateway.signal("TERM");
-        assert!(gateway.wait_exit().success());
+        let status = gateway.wait_exit();
+        assert!(status.success(), "{status}");
         TcpStream::connect_timeout(&address, DEADLINE).expect("the queue has room");
     }
 }
