@@ -435,7 +435,7 @@ pub struct Forwarding<'a> {
     pub with_forwarded: bool,
 }
 
-/// Gives a head that [`write`] wrote another `Host`.
+/// Gives a head that [`write()`] wrote another `Host`.
 pub fn replace_host(out: &mut Vec<u8>, authority: &[u8]) {
     // It is the line behind the first one.
     let mut lines = memchr::memchr_iter(b'\n', out);

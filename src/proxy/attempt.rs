@@ -1,6 +1,6 @@
 //! Which endpoint a request goes to, and whether it goes to another one when that has failed.
 //!
-//! The rules are those of [`breaker`](crate::traffic::breaker) and [`retry`](crate::traffic::retry); here they meet the
+//! The rules are those of [`breaker`](crate::traffic::breaker) and [`retry`]; here they meet the
 //! request's record and the worker's state. A request holds one breaker's permit at a time, which its record gives back
 //! whatever becomes of it.
 
