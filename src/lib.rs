@@ -5,11 +5,12 @@
 //! - [`proxy`]: the data plane's thin IO shell. Accepts, reads, forwards, answers; every await of a request is there.
 //! - [`http`]: bytes to messages and back, pure.
 //! - [`policy`]: what is written down about a request, pure.
-//! - [`traffic`]: where a request goes, pure: path, host, route, balance.
+//! - [`traffic`]: where a request goes, pure: path, host, route, balance, breaker, retry, outliers.
 //! - [`redis`]: who owns the counts of the rate limits, and the one pipelined connection a worker to Redis.
 //! - [`telemetry`]: a worker's counters, their exposition, the way of a log line out of a worker.
 //! - [`snapshot`]: the seam between the planes: what the control plane publishes and every worker reads.
-//! - [`control`]: the control plane, one tokio thread: configuration, name resolution, signals, management endpoints.
+//! - [`control`]: the control plane, one tokio thread: configuration and its reload, names, instances,
+//!   health checks, upgrades, management endpoints.
 //! - [`demo`]: sample backends, for a first look and for tests.
 //!
 //! Invariants, each kept by a test:
@@ -22,7 +23,7 @@
 //! 5. Bytes from the network never panic; a panic in one connection never ends another.
 //! 6. A warm keep-alive request allocates nothing, takes no lock and writes no cache line that another worker writes.
 //! 7. Everything has a maximum.
-//! 8. Bodies stream both ways with backpressure; no message is ever held whole in memory.
+//! 8. Bodies stream both ways with backpressure; none is held whole in memory but a small one that may have to be sent again.
 //!
 //! Layering: `http`, `policy`, `traffic` and `redis::resp` hold no `async`, clock, randomness or IO. `proxy` never names
 //! `control`, `control` never names `proxy`; the binary alone knows both.

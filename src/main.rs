@@ -244,7 +244,10 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let workers = worker_count(config.server.workers);
     let connections_max = connections_max(config.server.max_connections_per_worker, workers);
     let address = SocketAddr::new(config.server.host, config.server.port);
-    let Listeners { shares, sockets, is_shared, predecessor } = listeners(address, workers, config.server.backlog)?;
+    let driver = driver(config.server.driver);
+    let is_epoll = runtime::is_epoll(driver);
+    let Listeners { shares, sockets, is_shared, are_inherited, predecessor } =
+        listeners(address, is_epoll, workers, config.server.backlog)?;
     let address = sockets.first().context("there is no worker")?.local_addr()?;
 
     let labels = Arc::new(Labels::new());
@@ -297,11 +300,6 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             token_key,
         };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
-        let driver = match config.server.driver {
-            Driver::Auto => runtime::Driver::Auto,
-            Driver::IoUring => runtime::Driver::IoUring,
-            Driver::Epoll => runtime::Driver::Epoll,
-        };
         let (started, ended) = (started_tx.clone(), ended_tx.clone());
         thread::Builder::new().name(format!("ringway-{index}")).spawn(move || {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -369,7 +367,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         }
     }
     if let Some(predecessor) = predecessor
-        && predecessor.say_serving().is_err()
+        && predecessor.say_serving(are_inherited).is_err()
     {
         tracing::warn!("the process that handed its sockets over is gone");
     }
@@ -390,6 +388,14 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     result
 }
 
+fn driver(configured: Driver) -> runtime::Driver {
+    match configured {
+        Driver::Auto => runtime::Driver::Auto,
+        Driver::IoUring => runtime::Driver::IoUring,
+        Driver::Epoll => runtime::Driver::Epoll,
+    }
+}
+
 /// Where clients come in.
 struct Listeners {
     /// Each worker's own.
@@ -397,26 +403,33 @@ struct Listeners {
     /// Every socket once.
     sockets: Vec<TcpListener>,
     is_shared: bool,
+    /// Whether they were given to this process.
+    are_inherited: bool,
     predecessor: Option<Predecessor>,
 }
 
 /// The sockets that this process was given, where they fit, or else its own.
-fn listeners(address: SocketAddr, workers: usize, backlog: u32) -> anyhow::Result<Listeners> {
+fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) -> anyhow::Result<Listeners> {
     let inherited = handover::inherit().context("cannot take the listening sockets over")?;
     let (fitting, predecessor) = match inherited {
-        Some(inherited) if inherited.fits(address) || inherited.is_shared => (Some(inherited), None),
+        Some(inherited) if inherited.fits(address, is_epoll) => (Some(inherited), None),
         Some(Inherited { predecessor, .. }) => {
-            tracing::warn!(%address, "the configuration's address is another one: the sockets of the process before are not used");
+            tracing::warn!(%address, "the address or the driver is another one: the sockets of the process before are not used");
             (None, predecessor)
         }
         None => (None, None),
     };
     let Some(Inherited { mut sockets, is_shared, predecessor: own }) = fitting else {
-        let sockets = accept::bind(address, workers, backlog).with_context(|| {
+        // Beside the process before, which still listens, the address may well be in use.
+        let bound = match predecessor {
+            Some(_) => (0..workers).map(|_| accept::bind_another(address, backlog)).collect(),
+            None => accept::bind(address, workers, backlog),
+        };
+        let sockets = bound.with_context(|| {
             format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
         })?;
         let shares = handover::share_out(&sockets, workers, || Ok(None))?;
-        return Ok(Listeners { shares, sockets, is_shared: false, predecessor });
+        return Ok(Listeners { shares, sockets, is_shared: false, are_inherited: false, predecessor });
     };
     let at = sockets.first().context("there is no socket")?.local_addr()?;
     let mut opened = Vec::new();
@@ -429,7 +442,7 @@ fn listeners(address: SocketAddr, workers: usize, backlog: u32) -> anyhow::Resul
         Ok(Some(socket))
     })?;
     sockets.append(&mut opened);
-    Ok(Listeners { shares, sockets, is_shared, predecessor: own })
+    Ok(Listeners { shares, sockets, is_shared, are_inherited: true, predecessor: own })
 }
 
 /// What a worker needs to reach Redis, where there is one. One whose name does not resolve yet is looked for where nobody

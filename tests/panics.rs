@@ -43,6 +43,7 @@ fn a_panic_ends_its_own_connection_alone() {
     // A snapshot that no configuration leads to: the route names a service that is not there.
     snapshot.routes = RouteTable::new(&[RouteSpec { prefix: "/bug".into(), hosts: Vec::new(), service: 1000 }]);
     let seam = Arc::new(Seam::new(snapshot, 1));
+    seam.start();
     let listener = accept::bind((Ipv4Addr::LOCALHOST, 0).into(), 1, 16).expect("a port").pop().expect("one");
     let address = listener.local_addr().expect("an address");
     let counters = Arc::new(Counters::new(&Shape { enabled: true, buckets: vec![1.0], max_series: 10 }));

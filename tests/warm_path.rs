@@ -126,6 +126,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
         1,
     );
     let seam = Arc::new(Seam::new(first, 1));
+    seam.start();
     let listener = accept::bind((Ipv4Addr::LOCALHOST, 0).into(), 1, 16).expect("a port").pop().expect("one");
     let address = listener.local_addr().expect("an address");
     let shape = Shape { enabled: true, buckets: config.metrics.buckets, max_series: 1000 };

@@ -18,6 +18,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use listenfd::ListenFd;
+use rustix::fs::OFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -42,6 +43,7 @@ const OWN: u8 = b'o';
 const SHARED: u8 = b's';
 const END: u8 = b'.';
 const SERVING: u8 = b'!';
+const SERVING_APART: u8 = b'/';
 
 /// Sockets that were opened by somebody else.
 #[derive(Debug)]
@@ -59,12 +61,12 @@ pub struct Inherited {
 pub struct Predecessor(UnixStream);
 
 impl Predecessor {
-    /// Tells it that this process serves, so that it can go.
+    /// Tells it that this process serves, so that it can go; `with_its_sockets` or with others.
     ///
     /// # Errors
     /// It is gone already.
-    pub fn say_serving(mut self) -> io::Result<()> {
-        self.0.write_all(&[SERVING])
+    pub fn say_serving(mut self, with_its_sockets: bool) -> io::Result<()> {
+        self.0.write_all(&[if with_its_sockets { SERVING } else { SERVING_APART }])
     }
 }
 
@@ -109,13 +111,26 @@ fn receive(stream: UnixStream) -> io::Result<Inherited> {
 }
 
 impl Inherited {
-    /// Whether these are sockets at `address`, whose port 0 is any.
-    pub fn fits(&self, address: SocketAddr) -> bool {
-        self.sockets.iter().all(|socket| {
-            let is_at = |own: SocketAddr| own.ip() == address.ip() && [0, own.port()].contains(&address.port());
-            socket.local_addr().is_ok_and(is_at)
-        })
+    /// Whether these are sockets at `address`, whose port 0 is any, and of the kind that the driver takes: epoll needs them
+    /// not to block, io_uring needs them to, and what one process makes of a socket holds for the other too, which is still
+    /// accepting. Those of a service manager are taken as they are.
+    pub fn fits(&self, address: SocketAddr, is_epoll: bool) -> bool {
+        let is_at = |own: SocketAddr| own.ip() == address.ip() && [0, own.port()].contains(&address.port());
+        self.is_shared
+            || self.sockets.iter().all(|socket| {
+                let flags = rustix::fs::fcntl_getfl(socket).unwrap_or(OFlags::empty());
+                socket.local_addr().is_ok_and(is_at) && flags.contains(OFlags::NONBLOCK) == is_epoll
+            })
     }
+}
+
+/// What the next process has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Successor {
+    /// Its process id.
+    pub pid: u32,
+    /// Whether it accepts from the sockets that it was given, or from others beside them.
+    pub has_sockets: bool,
 }
 
 /// Each worker's listeners. Every one of `sockets` is somebody's, or connections would wait in it for ever; a worker that
@@ -160,12 +175,12 @@ impl Handover {
         Handover { program, arguments: arguments.collect(), sockets, is_shared }
     }
 
-    /// Starts the next process, gives it the sockets, and waits until it serves; its process id. When the future is
+    /// Starts the next process, gives it the sockets, and waits until it serves. When the future is
     /// dropped before that, the next process is ended.
     ///
     /// # Errors
     /// What went wrong. The next process has been ended; this one may go on as if nothing had happened.
-    pub async fn run(&self) -> Result<u32, String> {
+    pub async fn run(&self) -> Result<Successor, String> {
         let (own, other) = UnixStream::pair().map_err(|error| format!("no socket can be had: {error}"))?;
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
@@ -174,7 +189,7 @@ impl Handover {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
-        let id = child.id().unwrap_or_default();
+        let pid = child.id().unwrap_or_default();
         self.send(&own).map_err(|error| format!("the sockets cannot be handed over: {error}"))?;
         let mut word = [0];
         let answer = async {
@@ -182,10 +197,10 @@ impl Handover {
             tokio::net::UnixStream::from_std(own)?.read(&mut word).await
         };
         match timeout(READY_WITHIN, answer).await {
-            Ok(Ok(1)) if word == [SERVING] => {
+            Ok(Ok(1)) if [SERVING, SERVING_APART].contains(&word[0]) => {
                 // It lives on: this handle would end it.
                 std::mem::forget(child);
-                Ok(id)
+                Ok(Successor { pid, has_sockets: word == [SERVING] })
             }
             Err(_) => Err(format!("it did not serve within {} s", READY_WITHIN.as_secs())),
             Ok(_) => Err(match timeout(SOCKETS_WITHIN, child.wait()).await {
@@ -236,7 +251,7 @@ mod tests {
             handover.send(&own).expect("sent");
             let inherited = receive(other).expect("received");
             assert_eq!((ports(&inherited.sockets), inherited.is_shared), (ports(&handover.sockets), is_shared));
-            inherited.predecessor.expect("there is one").say_serving().expect("it is there");
+            inherited.predecessor.expect("there is one").say_serving(true).expect("it is there");
             let mut word = [0];
             (&own).read_exact(&mut word).expect("the word comes");
             assert_eq!(word, [SERVING]);
@@ -272,8 +287,11 @@ mod tests {
         let own = sockets(1);
         let port = ports(&own)[0];
         let inherited = Inherited { sockets: own, is_shared: false, predecessor: None };
-        let fits = |address: &str| inherited.fits(address.parse().expect("an address"));
-        assert!(fits(&format!("127.0.0.1:{port}")) && fits("127.0.0.1:0"));
-        assert!(!fits(&format!("0.0.0.0:{port}")) && !fits(&format!("127.0.0.1:{}", port ^ 1)));
+        let fits = |address: &str, is_epoll| inherited.fits(address.parse().expect("an address"), is_epoll);
+        assert!(fits(&format!("127.0.0.1:{port}"), false) && fits("127.0.0.1:0", false));
+        assert!(!fits(&format!("0.0.0.0:{port}"), false) && !fits(&format!("127.0.0.1:{}", port ^ 1), false));
+        // What the other driver has made of it.
+        inherited.sockets[0].set_nonblocking(true).expect("a socket");
+        assert!(fits("127.0.0.1:0", true) && !fits("127.0.0.1:0", false));
     }
 }

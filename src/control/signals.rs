@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::handover::Handover;
+use super::handover::{Handover, Successor};
 use super::notify;
 use crate::snapshot::{Phase, Seam};
 
@@ -64,8 +64,10 @@ impl Signals {
             match self.next().await {
                 Order::Reload => ask(&reload),
                 Order::HandOver => {
-                    if self.hand_over(&handover, &reload).await {
-                        seam.hand_over();
+                    if let Some(successor) = self.hand_over(&handover, &reload).await {
+                        if successor.has_sockets {
+                            seam.hand_over();
+                        }
                         break;
                     }
                 }
@@ -93,22 +95,22 @@ impl Signals {
         }
     }
 
-    /// Whether another process serves now. An end that is asked for meanwhile is this one's, and ends the other.
-    async fn hand_over(&mut self, handover: &Handover, reload: &mpsc::Sender<()>) -> bool {
+    /// The process that serves now, if another does. An end that is asked for meanwhile is this one's, and ends the other.
+    async fn hand_over(&mut self, handover: &Handover, reload: &mpsc::Sender<()>) -> Option<Successor> {
         tracing::info!("SIGQUIT: the next process is started");
         let running = handover.run();
         tokio::pin!(running);
         loop {
             tokio::select! {
                 result = &mut running => match result {
-                    Ok(pid) => {
-                        notify::main_process(pid);
-                        tracing::info!(pid, "the next process serves; this one drains");
-                        return true;
+                    Ok(successor) => {
+                        notify::main_process(successor.pid);
+                        tracing::info!(pid = successor.pid, "the next process serves; this one drains");
+                        return Some(successor);
                     }
                     Err(error) => {
                         tracing::error!(%error, "the next process does not serve; this one goes on");
-                        return false;
+                        return None;
                     }
                 },
                 order = self.next() => match order {
@@ -117,7 +119,7 @@ impl Signals {
                     Order::Stop(signal) => {
                         tracing::warn!(signal, "the next process is ended before it serves");
                         self.again(signal);
-                        return false;
+                        return None;
                     }
                 },
             }

@@ -22,6 +22,9 @@ use crate::snapshot::Phase;
 /// A worker that has all the clients it may have, or no descriptor for another one, looks again after so long.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How often it is asked whether the process has started.
+const STARTING: Duration = Duration::from_millis(2);
+
 /// A worker that is full ends so many connections in each pause that have been idle for so long, so that clients which
 /// merely keep connections open do not lock others out, health checks among them.
 const END_IDLE_MAX: usize = 16;
@@ -94,6 +97,10 @@ impl Acceptor {
 
     /// Accepts clients until the drain has emptied the queue.
     pub async fn run(&self, worker: &Rc<Worker>) {
+        // Until all that can fail has gone well: a process that ends right away again must not have taken anybody in.
+        while !worker.seam.is_started() && worker.seam.phase() == Phase::Serving {
+            monoio::time::sleep(STARTING).await;
+        }
         let mut turns = 0;
         loop {
             worker.share(&mut turns).await;

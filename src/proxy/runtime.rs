@@ -94,6 +94,15 @@ pub fn run(
     }
 }
 
+/// Whether workers will run on epoll, as far as that can be told beforehand.
+pub fn is_epoll(driver: Driver) -> bool {
+    match driver {
+        Driver::Epoll => true,
+        Driver::IoUring => false,
+        Driver::Auto => io_uring::IoUring::new(2).is_err(),
+    }
+}
+
 /// Climbs down the ladder until something holds.
 fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);

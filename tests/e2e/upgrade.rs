@@ -121,6 +121,35 @@ fn the_next_process_may_have_more_workers_or_fewer() {
     }
 }
 
+/// What one driver makes of a socket does not suit the other.
+#[test]
+fn the_next_process_may_run_on_another_driver() {
+    let backend = Backend::answering(OK);
+    let gateway = Gateway::start_with("workers = 2\ndriver = \"epoll\"", &service("api", &[backend.url()], ""));
+    // Port 0 would be another one: there are no sockets to tell it from.
+    let text = fs::read_to_string(gateway.config()).expect("it is there");
+    let text = text.replace("port = 0", &format!("port = {}", gateway.address.port()));
+    for next in ["io_uring", "epoll", "io_uring"] {
+        let config = text.replace("driver = \"epoll\"", &format!("driver = \"{next}\""));
+        fs::write(gateway.config(), config).expect("writable");
+        let before = gateway.serving_pid();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        ask_anew(&gateway).expect("an answer");
+                    }
+                });
+            }
+            gateway.upgrade().expect("the next process serves");
+            until("the old process is gone", || !is_alive(before));
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(gateway.get("/health").text().contains(&format!("\"driver\":\"{next}\"")), "{next}");
+    }
+}
+
 #[test]
 fn a_request_in_flight_ends_where_it_began() {
     let gate = Gate::default();
@@ -203,9 +232,7 @@ fn another_address_is_another_socket() {
     fs::write(gateway.config(), text.replace("127.0.0.1", "127.0.0.2")).expect("writable");
     let next = gateway.upgrade().expect("the next process serves");
     gateway.events.wait_for(|event| {
-        event["message"]
-            .as_str()
-            .is_some_and(|message| message.starts_with("the configuration's address is another one"))
+        event["message"].as_str().is_some_and(|message| message.starts_with("the address or the driver is another one"))
     });
     until("the old process is gone", || !is_alive(gateway.pid()));
     assert!(is_alive(next) && TcpStream::connect(gateway.address).is_err());
