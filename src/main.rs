@@ -246,7 +246,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let address = SocketAddr::new(config.server.host, config.server.port);
     let driver = driver(config.server.driver);
     let is_epoll = runtime::is_epoll(driver);
-    let Listeners { shares, sockets, is_shared, are_inherited, predecessor } =
+    let Listeners { shares, sockets, is_shared, are_inherited, deaf, predecessor } =
         listeners(address, is_epoll, workers, config.server.backlog)?;
     let address = sockets.first().context("there is no worker")?.local_addr()?;
 
@@ -332,6 +332,10 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         services = config.services.len(),
         "listening"
     );
+    // Only now that hardly anything can fail: whoever is queued on a socket that closes again is reset.
+    for socket in &deaf {
+        accept::listen(socket, config.server.backlog)?;
+    }
     let reloads = Arc::new(Reloads::default());
     let control = control::start(control::Parts {
         seam: Arc::clone(&seam),
@@ -405,6 +409,8 @@ struct Listeners {
     is_shared: bool,
     /// Whether they were given to this process.
     are_inherited: bool,
+    /// Those that are still to listen.
+    deaf: Vec<TcpListener>,
     predecessor: Option<Predecessor>,
 }
 
@@ -422,14 +428,15 @@ fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) 
     let Some(Inherited { mut sockets, is_shared, predecessor: own }) = fitting else {
         // Beside the process before, which still listens, the address may well be in use.
         let bound = match predecessor {
-            Some(_) => (0..workers).map(|_| accept::bind_another(address, backlog)).collect(),
+            Some(_) => (0..workers).map(|_| accept::bind_another(address)).collect(),
             None => accept::bind(address, workers, backlog),
         };
-        let sockets = bound.with_context(|| {
+        let sockets: Vec<TcpListener> = bound.with_context(|| {
             format!("cannot listen on {address}; free the address or set server.host and server.port (HOST, PORT)")
         })?;
         let shares = handover::share_out(&sockets, workers, || Ok(None))?;
-        return Ok(Listeners { shares, sockets, is_shared: false, are_inherited: false, predecessor });
+        let deaf = if predecessor.is_some() { clones(&sockets)? } else { Vec::new() };
+        return Ok(Listeners { shares, sockets, is_shared: false, are_inherited: false, deaf, predecessor });
     };
     let at = sockets.first().context("there is no socket")?.local_addr()?;
     let mut opened = Vec::new();
@@ -437,12 +444,17 @@ fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) 
         if is_shared {
             return Ok(None);
         }
-        let socket = accept::bind_another(at, backlog)?;
+        let socket = accept::bind_another(at)?;
         opened.push(socket.try_clone()?);
         Ok(Some(socket))
     })?;
+    let deaf = clones(&opened)?;
     sockets.append(&mut opened);
-    Ok(Listeners { shares, sockets, is_shared, are_inherited: true, predecessor: own })
+    Ok(Listeners { shares, sockets, is_shared, are_inherited: true, deaf, predecessor: own })
+}
+
+fn clones(sockets: &[TcpListener]) -> io::Result<Vec<TcpListener>> {
+    sockets.iter().map(TcpListener::try_clone).collect()
 }
 
 /// What a worker needs to reach Redis, where there is one. One whose name does not resolve yet is looked for where nobody

@@ -112,15 +112,15 @@ fn receive(stream: UnixStream) -> io::Result<Inherited> {
 
 impl Inherited {
     /// Whether these are sockets at `address`, whose port 0 is any, and of the kind that the driver takes: epoll needs them
-    /// not to block, io_uring needs them to, and what one process makes of a socket holds for the other too, which is still
-    /// accepting. Those of a service manager are taken as they are.
+    /// not to block, io_uring needs them to, and what one process makes of a socket holds for the other too, while that is
+    /// still accepting. Those of a service manager are taken wherever they are.
     pub fn fits(&self, address: SocketAddr, is_epoll: bool) -> bool {
         let is_at = |own: SocketAddr| own.ip() == address.ip() && [0, own.port()].contains(&address.port());
-        self.is_shared
-            || self.sockets.iter().all(|socket| {
-                let flags = rustix::fs::fcntl_getfl(socket).unwrap_or(OFlags::empty());
-                socket.local_addr().is_ok_and(is_at) && flags.contains(OFlags::NONBLOCK) == is_epoll
-            })
+        self.sockets.iter().all(|socket| {
+            let flags = rustix::fs::fcntl_getfl(socket).unwrap_or(OFlags::empty());
+            let suits = self.predecessor.is_none() || flags.contains(OFlags::NONBLOCK) == is_epoll;
+            suits && (self.is_shared || socket.local_addr().is_ok_and(is_at))
+        })
     }
 }
 
@@ -181,10 +181,17 @@ impl Handover {
     /// # Errors
     /// What went wrong. The next process has been ended; this one may go on as if nothing had happened.
     pub async fn run(&self) -> Result<Successor, String> {
+        if std::process::id() == 1 {
+            return Err(
+                "this is process 1, whose end would end the container; start another container instead".to_owned()
+            );
+        }
         let (own, other) = UnixStream::pair().map_err(|error| format!("no socket can be had: {error}"))?;
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
             .env(VARIABLE, "stdin")
+            // It names this process (sd_watchdog_enabled(3)), and the next one is to feed the watchdog.
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::from(OwnedFd::from(other)))
             .kill_on_drop(true)
             .spawn()
@@ -286,7 +293,8 @@ mod tests {
     fn sockets_fit_where_they_listen() {
         let own = sockets(1);
         let port = ports(&own)[0];
-        let inherited = Inherited { sockets: own, is_shared: false, predecessor: None };
+        let (other, _) = UnixStream::pair().expect("a pair");
+        let inherited = Inherited { sockets: own, is_shared: false, predecessor: Some(Predecessor(other)) };
         let fits = |address: &str, is_epoll| inherited.fits(address.parse().expect("an address"), is_epoll);
         assert!(fits(&format!("127.0.0.1:{port}"), false) && fits("127.0.0.1:0", false));
         assert!(!fits(&format!("0.0.0.0:{port}"), false) && !fits(&format!("127.0.0.1:{}", port ^ 1), false));

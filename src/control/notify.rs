@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::snapshot::{Phase, Seam};
 use crate::telemetry::counters::Counters;
 
 /// Every worker serves.
@@ -30,12 +31,21 @@ pub fn main_process(id: u32) {
 }
 
 /// Feeds the watchdog, where there is one, for as long as every worker is alive: one that hangs is a reason to restart.
-pub async fn keep_alive(counters: Vec<Arc<Counters>>) {
+///
+/// In a drain workers end one by one, which is as it should be; after a hand-over the watchdog is the next process's.
+pub async fn keep_alive(counters: Vec<Arc<Counters>>, seam: Arc<Seam>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut seen: Vec<u64> = vec![0; counters.len()];
     loop {
         // Half of the time, as sd_watchdog_enabled(3) advises.
         tokio::time::sleep((limit / 2).max(Duration::from_millis(1))).await;
+        if seam.is_handed_over() {
+            return;
+        }
+        if seam.phase() >= Phase::Draining {
+            notify(&[NotifyState::Watchdog]);
+            continue;
+        }
         let beats: Vec<u64> = counters.iter().map(|block| block.heartbeats.get()).collect();
         match beats.iter().zip(&seen).position(|(now, before)| now == before) {
             None => notify(&[NotifyState::Watchdog]),

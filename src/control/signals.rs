@@ -78,11 +78,22 @@ impl Signals {
                 }
             }
         }
-        tokio::select! {
-            () = run(&seam, drain, &mut handover) => {}
-            signal = self.stop() => {
-                tracing::warn!(signal, "a second signal ends the process at once");
-                std::process::exit(0);
+        // Where another process has taken over, nobody has asked this one for an end yet.
+        let mut is_first = seam.is_handed_over();
+        {
+            let draining = run(&seam, drain, &mut handover);
+            tokio::pin!(draining);
+            loop {
+                tokio::select! {
+                    () = &mut draining => break,
+                    signal = self.stop() => {
+                        if !std::mem::take(&mut is_first) {
+                            tracing::warn!(signal, "a second signal ends the process at once");
+                            std::process::exit(0);
+                        }
+                        tracing::info!(signal, "this process drains already");
+                    }
+                }
             }
         }
         // The workers are ending. One that does not, or a second signal, is not waited for.

@@ -88,7 +88,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
             let routes = routes.merge(status);
-            tokio::spawn(notify::keep_alive(counters.clone()));
+            tokio::spawn(notify::keep_alive(counters.clone(), Arc::clone(&seam)));
             tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
             tokio::spawn(Arc::clone(&registry).keep());

@@ -45,17 +45,28 @@ pub fn bind(address: SocketAddr, count: usize, backlog: u32) -> io::Result<Vec<S
     let probe = open(address, false)?;
     let address = probe.local_addr()?.as_socket().unwrap_or(address);
     drop(probe);
-    (0..count).map(|_| bind_another(address, backlog)).collect()
+    let bind = || {
+        let socket = bind_another(address)?;
+        listen(&socket, backlog)?;
+        Ok(socket)
+    };
+    (0..count).map(|_| bind()).collect()
 }
 
-/// One more listener beside those that share `address` already.
+/// One more socket beside those that share `address` already; it is still to [`listen`].
 ///
 /// # Errors
 /// They do not share it, or no descriptor can be had.
-pub fn bind_another(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
-    let socket = open(address, true)?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
+pub fn bind_another(address: SocketAddr) -> io::Result<StdListener> {
+    open(address, true).map(StdListener::from)
+}
+
+/// Has the kernel queue connections on the socket, `backlog` at most.
+///
+/// # Errors
+/// It is no socket that was bound.
+pub fn listen(socket: &StdListener, backlog: u32) -> io::Result<()> {
+    Ok(rustix::net::listen(socket, i32::try_from(backlog).unwrap_or(i32::MAX))?)
 }
 
 fn open(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {

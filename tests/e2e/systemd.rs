@@ -23,7 +23,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 /// Runs a command line of ours with further variables: the support clears the environment.
 fn with(variables: &[(&str, &str)], prefix: &str) -> Command {
-    let variables: String = variables.iter().map(|(name, value)| format!("export {name}='{value}'; ")).collect();
+    // Of the watchdog's variables one names the process; `exec` keeps its id.
+    let variables: String = variables.iter().map(|(name, value)| format!("export {name}=\"{value}\"; ")).collect();
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("{variables} exec {prefix} \"$0\" \"$@\""), env!("CARGO_BIN_EXE_ringway")]);
     command
@@ -57,6 +58,13 @@ impl Manager {
                 return message;
             }
         }
+    }
+
+    /// Reads away what has come already.
+    fn forget(&self) {
+        self.socket.set_nonblocking(true).expect("a socket");
+        while self.socket.recv(&mut [0; 4_096]).is_ok() {}
+        self.socket.set_nonblocking(false).expect("a socket");
     }
 
     fn any(&self) -> String {
@@ -127,7 +135,7 @@ fn the_service_manager_hears_of_every_step() {
 #[test]
 fn a_worker_that_hangs_starves_the_watchdog() {
     let manager = Manager::new();
-    let variables = [("NOTIFY_SOCKET", manager.path()), ("WATCHDOG_USEC", "400000")];
+    let variables = [("NOTIFY_SOCKET", manager.path()), ("WATCHDOG_USEC", "400000"), ("WATCHDOG_PID", "$$")];
     let gateway = Gateway::start_command(with(&variables, ""), "workers = 2", "");
     for _ in 0..3 {
         while manager.any() != "WATCHDOG=1" {}
@@ -141,6 +149,11 @@ fn a_worker_that_hangs_starves_the_watchdog() {
     let begun = Instant::now();
     while manager.any() != "WATCHDOG=1" {}
     assert!(begun.elapsed() < Duration::from_secs(10), "it is fed again");
+    // The next process feeds it in its turn.
+    gateway.upgrade().expect("the next process serves");
+    until("the old process is gone", || !is_alive(gateway.pid()));
+    manager.forget();
+    while manager.any() != "WATCHDOG=1" {}
 }
 
 /// Stops one thread for so many seconds (ptrace(2), PTRACE_SEIZE and PTRACE_INTERRUPT).
