@@ -55,7 +55,8 @@ pub async fn preflight(tx: &mut Transaction, client: &mut Client) -> Next {
 /// Answers one of the health endpoints.
 pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) -> Next {
     let worker = &tx.worker;
-    let phase = worker.seam.phase();
+    // Where another process accepts from the same sockets, it is not the service that goes down.
+    let phase = if worker.seam.is_handed_over() { Phase::Serving } else { worker.seam.phase() };
     let knows_clients = !tx.loaded.snapshot.authenticator.awaits_issuer || !worker.seam.awaits_issuer();
     let serving = phase == Phase::Serving && worker.seam.is_started() && worker.seam.all_adopted() && knows_clients;
     let status = if which == Health::Live || serving { 200 } else { 503 };

@@ -59,6 +59,12 @@ fn check_upgrades_under_load(server: &str) {
                 }
             });
         }
+        // Probes, which must not hear of the old process's end.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!((gateway.get("/readyz").status, gateway.get("/health").status), (200, 200));
+            }
+        });
         let mut before = gateway.pid();
         for upgrade in 0..UPGRADES {
             let seen = answered.load(Ordering::Relaxed);
