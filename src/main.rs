@@ -119,6 +119,7 @@ impl RunArgs {
 }
 
 fn main() -> ExitCode {
+    handover::close_strays();
     auth::install();
     let cli = Cli::parse();
     let command = cli.command.unwrap_or(if cli.test { Command::Check(cli.run) } else { Command::Run(cli.run) });

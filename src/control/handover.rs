@@ -70,6 +70,20 @@ impl Predecessor {
     }
 }
 
+/// Closes what came along by accident, in a process that was started by a hand-over. To be called before anything else.
+///
+/// Connections that are accepted on io_uring are passed on to whatever process is started (monoio accepts without
+/// `SOCK_CLOEXEC`): a client of the old process would not see it close while the next one holds the connection too.
+#[allow(unsafe_code)]
+pub fn close_strays() {
+    const FIRST: libc::c_uint = 3;
+    if std::env::var_os(VARIABLE).is_some() {
+        // SAFETY: the process has just begun and has opened nothing: behind standard input, output and error there are only
+        // descriptors that nobody in it knows of. Should the kernel not know the call, they stay open.
+        unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
+    }
+}
+
 /// The sockets that this process was started with; `None` when it is to open its own.
 ///
 /// # Errors

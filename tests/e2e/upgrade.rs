@@ -180,7 +180,24 @@ fn a_request_in_flight_ends_where_it_began() {
     gate.open();
     let answer = slow.response();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(slow.is_closed());
     until("the old process is gone", || !is_alive(gateway.pid()));
+}
+
+/// A connection that two processes hold does not close when one of them closes it.
+#[test]
+fn the_next_process_gets_no_connection_along() {
+    let descriptors = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives").count();
+    let gateway = Gateway::start("");
+    let before = descriptors(gateway.pid());
+    let mut clients: Vec<_> = (0..50).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().status, 200);
+    }
+    let next = gateway.upgrade().expect("the next process serves");
+    let after = descriptors(next);
+    assert!(after < before + 20, "{before} descriptors before, {after} after");
 }
 
 #[test]
