@@ -94,16 +94,26 @@ fn no_lock_in_the_data_plane() {
 
 #[test]
 fn unsafe_blocks_name_their_invariant() {
-    let mut blocks = 0;
+    // Each block that there may be, with what no safe call of the standard library or rustix does.
+    const ALLOWED: [(&str, usize, &str); 2] = [
+        ("proxy/socket.rs", 2, "descriptors lent out for a call; SIOCOUTQ"),
+        ("control/handover.rs", 1, "close_range, before anything is open"),
+    ];
+    let mut found: Vec<String> = Vec::new();
     for part in ["proxy", "control", "telemetry", "http", "policy", "traffic", "redis", "snapshot", "demo", "main"] {
         for (path, text) in sources(part) {
             let lines: Vec<&str> = text.lines().collect();
             for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
                 let above = &lines[index.saturating_sub(5)..index];
                 assert!(above.iter().any(|line| line.contains("// SAFETY:")), "{}:{}", path.display(), index + 1);
-                blocks += 1;
+                found.push(path.display().to_string());
             }
         }
     }
-    assert!(blocks <= 2, "unsafe code is not to spread: {blocks} blocks");
+    for (file, most, what) in ALLOWED {
+        let blocks = found.iter().filter(|path| path.ends_with(file)).count();
+        assert_eq!(blocks, most, "{file}: {what}");
+        found.retain(|path| !path.ends_with(file));
+    }
+    assert!(found.is_empty(), "unsafe code is not to spread: {found:?}");
 }
