@@ -204,6 +204,7 @@ fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
         [169, 254, ..] => Some("a link-local address"),
         [224..=239, ..] => Some("a multicast address"),
         [255, 255, 255, 255] => Some("the broadcast address"),
+        [240..=255, ..] => Some("a reserved address"),
         _ => None,
     }
 }
@@ -211,23 +212,25 @@ fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
 fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
     match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0] => Some("an unspecified address"),
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => {
-            Some("the metadata service of a cloud")
-        }
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Some("the metadata service of a cloud"),
         [0xfe80..=0xfebf, ..] => Some("a link-local address"),
         [0xff00..=0xffff, ..] => Some("a multicast address"),
         _ => None,
     }
 }
 
-/// The IPv4 address within an IPv6 one: mapped and compatible (RFC 4291, section 2.5.5), behind NAT64 (RFC 6052, section
-/// 2.1), 6to4 (RFC 3056, section 2).
+/// The IPv4 address within an IPv6 one: mapped and compatible (RFC 4291, section 2.5.5), translated (RFC 2765, section 2.1),
+/// behind NAT64 (RFC 6052, section 2.1; RFC 8215), 6to4 (RFC 3056, section 2), Teredo (RFC 4380, section 4), ISATAP (RFC 5214,
+/// section 6.1).
 fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
         [0, 0, 0, 0, 0, 0xffff | 0, high, low] => Some(v4(high, low)),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(v4(high, low)),
+        [0, 0, 0, 0, 0xffff, 0, high, low] => Some(v4(high, low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] => Some(v4(high, low)),
+        [0x2001, 0, _, _, _, _, high, low] => Some(v4(!high, !low)),
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => Some(v4(high, low)),
         [0x2002, high, low, ..] => Some(v4(high, low)),
         _ => None,
     }
@@ -357,6 +360,13 @@ mod tests {
             "[::169.254.169.254]",
             "[64:ff9b::169.254.169.254]",
             "[2002:a9fe:a9fe::1]",
+            "[64:ff9b:1::a9fe:a9fe]",
+            "[::ffff:0:169.254.169.254]",
+            "[2001:0:1:2:3:4:5601:5601]",
+            "[2001:db8::5efe:a9fe:a9fe]",
+            "[fd00:ec2::23]",
+            "240.0.0.1",
+            "255.255.255.254",
             "[::ffff:0.0.0.0]",
             "[::ffff:255.255.255.255]",
         ] {
