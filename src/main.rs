@@ -371,6 +371,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             return Err(anyhow::Error::from(error).context("a worker failed"));
         }
     }
+    seam.start();
     if let Some(predecessor) = predecessor
         && predecessor.say_serving(are_inherited).is_err()
     {

@@ -481,12 +481,12 @@ impl Seam {
         self.keys_wanted.swap(false, Ordering::Relaxed)
     }
 
-    /// Notes that the control plane runs, signals and all: before that the process is not ready, whatever its workers are.
+    /// Notes that every worker and the control plane run, signals and all: before that no client is taken in.
     pub fn start(&self) {
         self.started.store(true, Ordering::Release);
     }
 
-    /// Whether the control plane runs.
+    /// Whether every worker and the control plane run.
     pub fn is_started(&self) -> bool {
         self.started.load(Ordering::Acquire)
     }

@@ -55,7 +55,6 @@ pub struct ControlThread {
 /// # Errors
 /// No thread, no runtime, or no signal handler can be had.
 pub fn start(parts: Parts) -> io::Result<ControlThread> {
-    let seam = Arc::clone(&parts.seam);
     let runtime = runtime()?;
     let (stop, stopped) = oneshot::channel();
     // Before any client is told that the gateway is ready: a signal that comes early must not kill it unseen.
@@ -104,7 +103,6 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let _ = stopped.await;
         });
     })?;
-    seam.start();
     Ok(ControlThread { thread, stop })
 }
 
