@@ -211,9 +211,11 @@ impl Handover {
             .spawn()
             .map_err(|error| format!("{} cannot be started: {error}", self.program.display()))?;
         let pid = child.id().unwrap_or_default();
-        self.send(&own).map_err(|error| format!("the sockets cannot be handed over: {error}"))?;
+        // One that has ended already takes nothing; its status says more than the error.
+        let sent = self.send(&own);
         let mut word = [0];
         let answer = async {
+            sent?;
             own.set_nonblocking(true)?;
             tokio::net::UnixStream::from_std(own)?.read(&mut word).await
         };
