@@ -35,6 +35,11 @@ impl Tries {
         &self.failed[..usize::from(self.failures)]
     }
 
+    /// The number of the retry under way, from 0: the try that it follows has been noted.
+    fn retry(&self) -> u8 {
+        self.failures.saturating_sub(1)
+    }
+
     fn has_tried(&self, endpoint: usize) -> bool {
         self.failed().iter().any(|&(tried, _)| usize::from(tried) == endpoint)
     }
@@ -87,13 +92,13 @@ pub async fn again(
 ) -> Result<bool, Failure> {
     let is_prepared = match failure {
         Failure::UpstreamStatus => true,
-        failure => failure.is_endpoints() && prepare(tx, plan, failure.word(), progress),
+        failure => failure.is_endpoints() && prepare(tx, plan, Verdict::Failure, failure.word(), progress),
     };
     if !is_prepared {
         return Ok(false);
     }
     let pause = match tx.service() {
-        Some((service, _)) => retry::backoff(&service.retry.settings, tx.tries.failures, tx.worker.draw()),
+        Some((service, _)) => retry::backoff(&service.retry.settings, tx.tries.retry(), tx.worker.draw()),
         None => Duration::ZERO,
     };
     wait(tx, client, pause).await?;
@@ -102,19 +107,25 @@ pub async fn again(
 
 /// The same for an answer with `status` that has come and has not been passed on: whether it is left where it is.
 pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress: Progress) -> bool {
-    let endpoint = match tx.service() {
-        Some((service, _)) if service.retry.is_retried(status) => tx.endpoint().map(|endpoint| endpoint.id),
+    let (endpoint, verdict) = match tx.service() {
+        Some((service, _)) if service.retry.is_retried(status) => {
+            // That another endpoint may do better is no reason to doubt this one, unless its breaker's rules say so.
+            let is_failure = service.breaker.is_failure(status);
+            let verdict = if is_failure { Verdict::Failure } else { Verdict::Success };
+            (tx.endpoint().map(|endpoint| endpoint.id), verdict)
+        }
         _ => return false,
     };
-    let is_prepared = prepare(tx, plan, "upstream_status", progress);
+    let is_prepared = prepare(tx, plan, verdict, "upstream_status", progress);
     if is_prepared && let Some(endpoint) = endpoint {
         tx.worker.counters.upstream_answered(endpoint, status);
     }
     is_prepared
 }
 
-/// Moves the request on to another endpoint, if it may be sent again and there is one.
-fn prepare(tx: &mut Transaction, plan: &Plan, why: &'static str, progress: Progress) -> bool {
+/// Moves the request on to another endpoint, if it may be sent again and there is one; the present one's breaker is told
+/// `verdict`, the log `why`.
+fn prepare(tx: &mut Transaction, plan: &Plan, verdict: Verdict, why: &'static str, progress: Progress) -> bool {
     let loaded = Rc::clone(&tx.loaded);
     let (Some(index), Some(current)) = (tx.service_index(), tx.endpoint_index()) else { return false };
     let (service, state) = (&loaded.snapshot.services[index], &loaded.services[index]);
@@ -131,7 +142,7 @@ fn prepare(tx: &mut Transaction, plan: &Plan, why: &'static str, progress: Progr
         tx.worker.counters.retries_refused.add(1);
         return false;
     }
-    tx.settle(Verdict::Failure, now);
+    tx.settle(verdict, now);
     tx.tries.note(current, why);
     enter(tx, chosen, now);
     tx.retries += 1;
@@ -157,9 +168,16 @@ pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> Mil
     let last = *tx.tries.due.get_or_insert(tx.worker.after(timeouts.response_header));
     let try_timeout = tx.service().and_then(|(service, _)| service.retry.try_timeout);
     match try_timeout {
-        Some(timeout) if may_repeat(tx, plan, Progress::AtHand) => tx.worker.after(timeout).min(last),
+        Some(timeout) if may_repeat(tx, plan, Progress::AtHand) && has_other(tx) => tx.worker.after(timeout).min(last),
         _ => last,
     }
+}
+
+/// Whether there is an endpoint that was not tried yet, and is healthy.
+fn has_other(tx: &Transaction) -> bool {
+    let Some((service, state)) = tx.service() else { return false };
+    let is_other = |index| tx.endpoint_index() != Some(index) && !tx.tries.has_tried(index);
+    (0..service.endpoints.len()).any(|index| is_other(index) && state.standing.is_usable(index))
 }
 
 /// The balancer's choice among the endpoints that are healthy, not refused by their breakers, and not tried yet. An outlier
@@ -234,4 +252,23 @@ pub fn is_worth_gathering(tx: &Transaction, plan: &Plan, length: u64) -> bool {
         && length <= service.retry.body_bytes as u64
         && !plan.expects_continue
         && may_repeat(tx, plan, Progress::AtHand)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_are_remembered_and_retries_are_counted_from_0() {
+        let mut tries = Tries::default();
+        assert_eq!((tries.failed(), tries.has_tried(0)), (&[][..], false));
+        for retry in 0..ATTEMPTS_MAX {
+            tries.note(usize::from(retry) * 7, "upstream_closed");
+            assert_eq!((tries.retry(), tries.failed().len()), (retry, usize::from(retry) + 1));
+        }
+        assert!(tries.has_tried(63) && !tries.has_tried(64));
+        // There never is one more; it would be forgotten.
+        tries.note(64, "upstream_closed");
+        assert!(!tries.has_tried(64));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Backend, Gateway, service, until};
+use crate::support::{Backend, Gate, Gateway, service, until};
 
 /// A backend that breaks off every connection while `works` is false.
 fn fragile(works: &Arc<AtomicBool>) -> Backend {
@@ -59,17 +59,17 @@ fn a_breaker_opens_and_closes_again() {
 #[test]
 fn half_open_lets_through_no_more_than_its_count() {
     let works = Arc::new(AtomicBool::new(false));
+    let gate = Gate::default();
     let backend = Backend::start({
-        let works = Arc::clone(&works);
+        let (works, gate) = (Arc::clone(&works), gate.clone());
         move |connection| {
             loop {
                 let request = connection.request()?;
                 if !works.load(Ordering::SeqCst) {
                     return Ok(());
                 }
-                // Long enough for all that come meanwhile.
                 if request.line().contains("slow") {
-                    thread::sleep(Duration::from_millis(300));
+                    gate.pass();
                 }
                 connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
             }
@@ -84,6 +84,9 @@ fn half_open_lets_through_no_more_than_its_count() {
     let before = backend.requests().len();
     let statuses: Vec<u16> = thread::scope(|scope| {
         let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| gateway.get("/api/slow").status)).collect();
+        // The trial ends when all the others have their answers.
+        until("all but one are refused", || clients.iter().filter(|client| client.is_finished()).count() == 7);
+        gate.open();
         clients.into_iter().map(|client| client.join().expect("no panic")).collect()
     });
     assert_eq!(statuses.iter().filter(|&&status| status == 200).count(), 1, "{statuses:?}");

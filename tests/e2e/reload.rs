@@ -8,7 +8,6 @@ use std::thread;
 
 use crate::support::{Backend, Gate, Gateway, service, until};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const APPLIED: &str = "api_gateway_config_reload_total{result=\"applied\"}";
 const INVALID: &str = "api_gateway_config_reload_total{result=\"invalid\"}";
 
@@ -116,18 +115,7 @@ fn what_cannot_change_is_named_and_the_rest_changes() {
 #[test]
 fn connections_and_requests_outlive_a_reload() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |connection| {
-            loop {
-                let request = connection.request()?;
-                if request.line().contains("slow") {
-                    gate.pass();
-                }
-                connection.send(OK)?;
-            }
-        }
-    });
+    let backend = Backend::gated(&gate);
     let gateway = Gateway::start(&service("api", &[backend.url()], ""));
     let mut client = gateway.connect();
     let get = "GET /api/x HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -182,10 +182,31 @@ fn a_slow_endpoint_gets_a_part_of_the_time() {
     let begun = Instant::now();
     assert_eq!(ask_often(&gateway, "GET", ""), [200; 8]);
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    // With nowhere else to go, or nothing that may be repeated, the whole time is there.
+    // With nothing that may be repeated, the whole time is there.
     let begun = Instant::now();
     let slowest = (0..2).map(|index| request(&gateway, "POST", &index.to_string(), "x").status).min();
     assert_eq!((slowest, begun.elapsed() > Duration::from_secs(2)), (Some(200), true));
+}
+
+#[test]
+fn with_nowhere_else_to_go_the_whole_time_is_there() {
+    let backend = Backend::start(|connection| {
+        connection.request()?;
+        std::thread::sleep(Duration::from_millis(500));
+        connection.send(OK)
+    });
+    let gateway = Gateway::start(&service("api", &[backend.url()], &format!("{PATIENT}try_timeout = \"100ms\"")));
+    assert_eq!(request(&gateway, "GET", "alone", "").status, 200);
+}
+
+#[test]
+fn a_status_that_is_retried_need_not_be_a_failure() {
+    let (busy, good) = (Backend::answering("HTTP/1.1 429 Busy\r\nContent-Length: 0\r\n\r\n"), Backend::answering(OK));
+    let breaker = "[services.api.circuit_breaker]\nfailure_threshold = 1\n";
+    let lines = format!("{breaker}{PATIENT}statuses = [429]");
+    let gateway = Gateway::start(&service("api", &[busy.url(), good.url()], &lines));
+    assert_eq!(ask_often(&gateway, "GET", ""), [200; 8]);
+    assert_eq!(busy.requests().len(), 4, "its breaker has stayed closed");
 }
 
 #[test]

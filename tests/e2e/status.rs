@@ -36,17 +36,7 @@ fn failing_every(of: &Arc<AtomicUsize>) -> Backend {
 #[test]
 fn an_endpoint_is_shown_as_it_is() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |connection| {
-            loop {
-                if connection.request()?.line().contains("slow") {
-                    gate.pass();
-                }
-                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
-            }
-        }
-    });
+    let backend = Backend::gated(&gate);
     let endpoints = format!("{{ url = \"{}\", weight = 7 }}", backend.url());
     let tables = format!("[services.api]\nprefix = \"/api\"\nload_balancing = \"random\"\nendpoints = [{endpoints}]\n");
     let gateway = Gateway::start_with("workers = 2", &tables);

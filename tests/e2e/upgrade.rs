@@ -159,17 +159,7 @@ fn the_next_process_may_run_on_another_driver() {
 #[test]
 fn a_request_in_flight_ends_where_it_began() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |connection| {
-            loop {
-                if connection.request()?.line().contains("slow") {
-                    gate.pass();
-                }
-                connection.send(OK)?;
-            }
-        }
-    });
+    let backend = Backend::gated(&gate);
     let gateway = Gateway::start(&service("api", &[backend.url()], ""));
     let mut slow = gateway.connect();
     slow.send("GET /api/slow HTTP/1.1\r\nHost: a\r\n\r\n");

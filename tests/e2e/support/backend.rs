@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::client::header;
-use super::{DEADLINE, SMALL};
+use super::{DEADLINE, Gate, SMALL};
 
 /// Where a test's backend listens, and what it saw.
 pub struct Backend {
@@ -129,6 +129,19 @@ impl Backend {
             loop {
                 connection.request()?;
                 connection.send(&answer)?;
+            }
+        })
+    }
+
+    /// Answers every request with `ok`, one whose line has `slow` in it when the gate lets it pass.
+    pub fn gated(gate: &Gate) -> Backend {
+        let gate = gate.clone();
+        Backend::start(move |connection| {
+            loop {
+                if connection.request()?.line().contains("slow") {
+                    gate.pass();
+                }
+                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
             }
         })
     }
