@@ -155,7 +155,13 @@ fn records(c: &mut Criterion) {
     c.bench_function("counters of a request", |b| {
         b.iter(|| {
             counters.request_started();
-            counters.request_finished(RouteId(black_box(5)), Method::Get, 200, Duration::from_micros(740));
+            counters.request_finished(
+                RouteId(black_box(5)),
+                Method::Get,
+                200,
+                Duration::from_micros(740),
+                Some((&[b'a'; 32], 1_700_000_000_000)),
+            );
         });
     });
 }

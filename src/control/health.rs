@@ -11,7 +11,7 @@
 //! later. Intervals count from start to start, which is why `timeout` appears once only.
 //!
 //! State belongs to an endpoint's identity: it survives reloads and new addresses of others, and ends with the endpoint.
-//! One whose identity does not last ([`ENDPOINTS_MAX`]) has no state, and so is not checked. In a drain the checks go on.
+//! In a drain the checks go on.
 
 pub mod metrics;
 pub mod probe;
@@ -32,7 +32,6 @@ use self::verdict::{Change, State, Thresholds};
 use super::config::HealthSettings;
 use super::publisher::Publisher;
 use crate::snapshot::{Endpoint, EndpointId, Health};
-use crate::telemetry::labels::ENDPOINTS_MAX;
 
 pub use self::report::{HealthReport, Reports};
 
@@ -127,8 +126,7 @@ impl Prober {
         let now = Instant::now();
         let mut present = HashSet::new();
         publisher.each_service(|service, settings| {
-            let lasts = |endpoint: &&Endpoint| endpoint.id.0 < ENDPOINTS_MAX as u32;
-            for endpoint in service.endpoints.iter().filter(lasts).filter(|_| settings.enabled) {
+            for endpoint in service.endpoints.iter().filter(|_| settings.enabled) {
                 present.insert(endpoint.id);
                 self.admit(&service.name, endpoint, settings, now);
             }

@@ -1,7 +1,8 @@
 //! What snapshots are built of, and the one place that publishes them once the gateway runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
@@ -185,6 +186,9 @@ impl Ingredients {
             generation,
         );
         self.mark_health(&mut snapshot);
+        let endpoints = || snapshot.services.iter().flat_map(|service| &service.endpoints);
+        let named: HashSet<EndpointId> = endpoints().map(|endpoint| endpoint.id).collect();
+        self.labels.forget(|id| named.contains(&id), Instant::now());
         self.seam.publish(snapshot);
         generation
     }

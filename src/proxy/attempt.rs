@@ -14,6 +14,7 @@ use super::watch::{Millis, TICK, Watched};
 use crate::http::problem::Problem;
 use crate::http::request;
 use crate::snapshot::{Phase, ServiceKind, Timeouts};
+use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::{BreakerState, Permit, Verdict};
 use crate::traffic::retry::{self, ATTEMPTS_MAX};
 
@@ -23,6 +24,8 @@ pub struct Tries {
     /// The tries that failed: the endpoint's index, and why.
     failed: [(u16, &'static str); ATTEMPTS_MAX as usize],
     failures: u8,
+    /// When the try under way began, where that was later than the request.
+    pub begun: Option<Instant>,
     /// When the last answer is due, whatever the number of tries.
     due: Option<Millis>,
     /// The breaker's leave for the try under way.
@@ -102,6 +105,7 @@ pub async fn again(
         None => Duration::ZERO,
     };
     wait(tx, client, pause).await?;
+    tx.tries.begun = Some(Instant::now());
     Ok(true)
 }
 
@@ -116,9 +120,10 @@ pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress
         }
         _ => return false,
     };
+    let took = tx.try_begun().elapsed();
     let is_prepared = prepare(tx, plan, verdict, "upstream_status", progress);
     if is_prepared && let Some(endpoint) = endpoint {
-        tx.worker.counters.upstream_answered(endpoint, status);
+        tx.worker.counters.upstream_answered(endpoint, status, took);
     }
     is_prepared
 }
@@ -162,14 +167,16 @@ pub fn may_repeat(tx: &Transaction, plan: &Plan, progress: Progress) -> bool {
     settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures + 1 < settings.attempts
 }
 
-/// When the head of the answer is due. A try that another may follow gets `retry.try_timeout`; and all of them together
+/// When the head of the answer is due, and by which rule. A try that another may follow gets `retry.try_timeout`; and all of them together
 /// no more time than one alone would get.
-pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> Millis {
+pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> (Millis, Deadline) {
     let last = *tx.tries.due.get_or_insert(tx.worker.after(timeouts.response_header));
     let try_timeout = tx.service().and_then(|(service, _)| service.retry.try_timeout);
     match try_timeout {
-        Some(timeout) if may_repeat(tx, plan, Progress::AtHand) && has_other(tx) => tx.worker.after(timeout).min(last),
-        _ => last,
+        Some(timeout) if tx.worker.after(timeout) < last && may_repeat(tx, plan, Progress::AtHand) && has_other(tx) => {
+            (tx.worker.after(timeout), Deadline::Try)
+        }
+        _ => (last, Deadline::ResponseHeader),
     }
 }
 

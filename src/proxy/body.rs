@@ -19,6 +19,7 @@ use super::upstream::{self, Ended};
 use super::watch::Watched;
 use super::worker::Worker;
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
+use crate::telemetry::counters::Deadline;
 
 /// Room that the end of a chunk and the last chunk need behind the data.
 const CHUNK_CLOSE_BYTES: usize = 7;
@@ -93,7 +94,7 @@ impl Upload<'_> {
         self.worker.buffers.give(buf);
         self.shared.upload_done.set(true);
         if !self.shared.head_seen.get() {
-            self.to_watch.read_until(self.worker.after(self.response_header));
+            self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
         }
         Ok(())
     }
@@ -139,7 +140,7 @@ impl Upload<'_> {
             }
             Err(_) => {
                 if !self.shared.head_seen.get() {
-                    self.to_watch.read_until(self.worker.after(self.response_header));
+                    self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
                 }
                 std::future::pending().await
             }
@@ -151,9 +152,9 @@ impl Upload<'_> {
         if self.shared.head_seen.get() {
             self.from_watch.read_done();
         } else if self.shared.awaits_continue.get() {
-            self.to_watch.read_until(self.worker.after(self.response_header));
+            self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
         } else {
-            self.from_watch.read_until(self.worker.after(self.idle_body));
+            self.from_watch.read_until(self.worker.after(self.idle_body), Deadline::IdleBody);
         }
     }
 }
@@ -170,7 +171,7 @@ pub async fn gather(
     tx.scratch.out.reserve(length);
     let mut left = length;
     while left > 0 {
-        watch.read_until(tx.worker.after(idle_body));
+        watch.read_until(tx.worker.after(idle_body), Deadline::IdleBody);
         let from = tx.scratch.out.len();
         let (result, out) = reader.read_some(take(&mut tx.scratch.out), left).await;
         tx.scratch.out = out;
@@ -230,7 +231,7 @@ impl Download<'_> {
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
             let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
-            self.from_watch.read_until(self.tx.worker.after(idle_body));
+            self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
             self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read_some(buf, room).await;
             self.from_watch.read_done();

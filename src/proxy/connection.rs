@@ -16,6 +16,7 @@ use super::worker::Worker;
 use crate::http::headers::HeadScan;
 use crate::http::problem::Problem;
 use crate::http::request;
+use crate::telemetry::counters::Deadline;
 
 /// How long a connection that the gateway ends may go on sending what nobody reads, so that the answer is not lost to a
 /// reset (RFC 9112, section 9.6).
@@ -134,7 +135,7 @@ async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arr
             }
         }
         make_room(worker, buf);
-        watch.read_until(deadline);
+        watch.read_until(deadline, Deadline::HeaderRead);
         let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
         *buf = filled;
         if !matches!(result, Ok(read) if read > 0) {
@@ -156,7 +157,7 @@ async fn first_bytes(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>, id
     let watch = &client.socket.watch;
     worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
     watch.idle(worker.now());
-    watch.read_until(idle_until);
+    watch.read_until(idle_until, Deadline::KeepaliveIdle);
     let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
     *buf = filled;
     worker.buffers.idle_over(buf);

@@ -74,6 +74,11 @@ pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<
     {
         return Err(refuse(tx, service, denial));
     }
+    if let Presented::Bearer(_) = presented {
+        let counters = &tx.worker.counters;
+        let counter = if known.is_some() { &counters.token_hits } else { &counters.token_misses };
+        counter.add(1);
+    }
     let verified = match known {
         Some(identity) => Ok(Some(identity)),
         None => authenticator.verify(service.auth, presented, &mut tx.worker.tokens.borrow_mut(), now),

@@ -30,7 +30,7 @@ use crate::policy::rate_limit::identity::{Identity, KeyHasher};
 use crate::policy::rate_limit::{KEYS_MAX, LIMITS_MAX, LeaseTable, Settled, Standing, Ticket, Token, Verdict};
 use crate::redis::ledger::MemoryLedger;
 use crate::snapshot::{OnError, RateLimit, RateLimitKey};
-use crate::telemetry::counters::Counters;
+use crate::telemetry::counters::{Counters, RateLimitMode};
 use crate::traffic::window::{Grant, Limit, LimitKey, Order};
 
 /// Replies that lie there already when a wait is over are read first.
@@ -78,8 +78,23 @@ pub struct Limiter {
     proof: Proof,
     /// Whether a task ends waits whose time is over.
     is_expiring: Cell<bool>,
+    figures: Figures,
+}
+
+/// What is counted of it.
+#[derive(Debug, Default)]
+struct Figures {
     /// Requests that passed without being counted.
     uncounted: Cell<u64>,
+    /// Tokens asked of a ledger, and those of them that it granted.
+    asked: Cell<u64>,
+    granted: Cell<u64>,
+    /// Requests refused without asking.
+    denied_locally: Cell<u64>,
+}
+
+fn add(cell: &Cell<u64>, count: u64) {
+    cell.set(cell.get() + count);
 }
 
 /// Whose counts hold.
@@ -180,7 +195,7 @@ impl Limiter {
             era: Cell::new(0),
             proof: Proof::default(),
             is_expiring: Cell::new(false),
-            uncounted: Cell::new(0),
+            figures: Figures::default(),
         }
     }
 
@@ -200,7 +215,7 @@ impl Limiter {
             let Some(limit) = rule.quota.of(subject.own) else { continue };
             match (source, self.on_error) {
                 (Source::Degraded, OnError::Allow) => {
-                    self.uncounted.set(self.uncounted.get() + 1);
+                    add(&self.figures.uncounted, 1);
                     return Admission::Pass;
                 }
                 (Source::Degraded, OnError::Deny) => {
@@ -215,7 +230,9 @@ impl Limiter {
             }
             held.push(Held { index, limit, is_share: source == Source::Degraded, key, place: Place::Passed });
         }
-        if denial.is_none() {
+        if denial.is_some() {
+            add(&self.figures.denied_locally, 1);
+        } else {
             for entry in held.iter_mut() {
                 let rule = &rules[entry.index];
                 let identity = identity(rule, subject);
@@ -283,6 +300,7 @@ impl Limiter {
                 denial = longer(denial, Denial { index, retry_after });
             }
         }
+        add(&self.figures.denied_locally, u64::from(denial.is_some()));
         denial
     }
 
@@ -308,7 +326,16 @@ impl Limiter {
 
     /// Shows in `counters` how it stands with Redis. Once a tick.
     pub fn export(&self, counters: &Counters) {
-        counters.rate_limit_uncounted.set(self.uncounted.get());
+        counters.rate_limit_uncounted.set(self.figures.uncounted.get());
+        counters.rate_limit_asked.set(self.figures.asked.get());
+        counters.rate_limit_granted.set(self.figures.granted.get());
+        counters.rate_limit_denied_locally.set(self.figures.denied_locally.get());
+        let mode = match self.source.get() {
+            Source::Memory => RateLimitMode::Memory,
+            Source::Redis => RateLimitMode::Shared,
+            Source::Degraded => RateLimitMode::Degraded,
+        };
+        counters.rate_limit_mode.set(mode as u64);
         let Some(redis) = &self.redis else { return };
         let stats = redis.stats();
         counters.redis_calls.set(stats.calls.get());
@@ -398,7 +425,10 @@ impl Limiter {
                 }
                 Ok(Place::Token(token, standing))
             }
-            (Verdict::Deny { retry_after }, _) => Err(retry_after),
+            (Verdict::Deny { retry_after }, _) => {
+                add(&self.figures.denied_locally, 1);
+                Err(retry_after)
+            }
             (Verdict::Ask { order, .. }, None) => {
                 let settled = self.ask_memory(entry.key, &entry.limit, &order, moment);
                 match settled {
@@ -426,7 +456,7 @@ impl Limiter {
     fn unanswered(&self, entry: &Held, moment: Moment) -> Result<Place, Duration> {
         match self.on_error {
             OnError::Allow => {
-                self.uncounted.set(self.uncounted.get() + 1);
+                add(&self.figures.uncounted, 1);
                 Ok(Place::Passed)
             }
             OnError::Deny => Err(UNKNOWN),
@@ -444,6 +474,7 @@ impl Limiter {
 
     fn ask_memory(&self, key: LimitKey, limit: &Limit, order: &Order, moment: Moment) -> Option<Settled> {
         let grant = self.shared.memory.acquire(key, limit, order, moment.unix_us);
+        self.count_grant(order, Some(&grant));
         self.leases.borrow_mut().granted(key, &grant, moment.instant, moment.instant)
     }
 
@@ -470,12 +501,18 @@ impl Limiter {
         Ordered { pending, key, limit, order, sent_at: moment.instant, era: self.era.get(), is_resent: false }
     }
 
+    fn count_grant(&self, order: &Order, grant: Option<&Grant>) {
+        add(&self.figures.asked, u64::from(order.waiting) + u64::from(order.ahead));
+        add(&self.figures.granted, grant.map_or(0, |grant| u64::from(grant.granted)));
+    }
+
     /// Settles an order: by an answer, or by there being none.
     fn answered(self: &Rc<Self>, order: &Ordered, grant: Result<Grant, NoGrant>, now: Instant) {
         let is_current = order.era == self.era.get();
         if is_current && grant == Err(NoGrant::Outage) {
             self.proof.lose(now, fastrand::u64(..));
         }
+        self.count_grant(&order.order, grant.as_ref().ok());
         let mut leases = self.leases.borrow_mut();
         let settled =
             grant.ok().filter(|_| is_current).and_then(|grant| leases.granted(order.key, &grant, order.sent_at, now));

@@ -4,6 +4,7 @@ use std::mem::{MaybeUninit, take};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -49,6 +50,9 @@ pub async fn serve(
             tx.persistent &= plan.body.is_done();
         }
         verdict = Verdict::Answer(problem);
+    }
+    if tx.awaits_ledger {
+        tx.tries.begun = Some(Instant::now());
     }
     match verdict {
         Verdict::Answer(problem) => answer::problem(&mut tx, client, &problem).await,

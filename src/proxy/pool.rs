@@ -76,6 +76,11 @@ impl EndpointState {
         }
     }
 
+    /// How many connections lie idle.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
     /// How many requests this worker has under way to the endpoint.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()

@@ -18,6 +18,7 @@ use crate::http::response::Replaces;
 use crate::policy::access_log::{AccessRecord, Try};
 use crate::policy::auth::Identity;
 use crate::snapshot::{Endpoint, RouteId, Service};
+use crate::telemetry::counters::TraceId;
 use crate::traffic::breaker::{BreakerState, Verdict};
 use crate::traffic::retry::ATTEMPTS_MAX;
 
@@ -244,6 +245,16 @@ impl Transaction {
         self.started
     }
 
+    /// When the try under way began.
+    pub fn try_begun(&self) -> Instant {
+        self.tries.begun.unwrap_or(self.started)
+    }
+
+    /// The trace that it belongs to.
+    fn trace(&self) -> Option<&TraceId> {
+        self.scratch.traceparent.get(TRACE_ID)?.try_into().ok()
+    }
+
     /// Which of the snapshot's services it goes to, once that is known.
     pub fn service_index(&self) -> Option<usize> {
         self.service
@@ -275,10 +286,11 @@ impl Transaction {
     /// The upstream's final head has come.
     pub fn upstream_answered(&mut self, status: u16) {
         let now = Instant::now();
-        self.upstream = Some(now - self.started);
+        let took = now - self.try_begun();
+        self.upstream = Some(took);
         let Some((endpoint, state)) = self.endpoint_state() else { return };
-        self.worker.counters.upstream_answered(endpoint.id, status);
-        state.answered(now - self.started);
+        self.worker.counters.upstream_answered(endpoint.id, status, took);
+        state.answered(took);
         let is_failure = self.service().is_some_and(|(service, _)| service.breaker.is_failure(status));
         let is_trial = self.breaker == Some(BreakerState::HalfOpen);
         match is_failure {
@@ -292,7 +304,8 @@ impl Transaction {
 
     fn count(&self, duration: Duration) {
         let counters = &self.worker.counters;
-        counters.request_finished(self.route, self.method, self.status, duration);
+        let trace = self.trace().map(|trace| (trace, self.worker.unix_ms_coarse()));
+        counters.request_finished(self.route, self.method, self.status, duration, trace);
         counters.bytes_in.add(self.bytes_in);
         counters.bytes_out.add(self.bytes_out);
         counters.retries.add(u64::from(self.retries));

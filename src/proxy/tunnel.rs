@@ -12,6 +12,7 @@ use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
 use super::watch::Watched;
 use super::worker::Worker;
+use crate::telemetry::counters::Deadline;
 
 /// Carries bytes between client and upstream. What came behind the heads, `leftover` from the client and the scratch's
 /// `inbound` from the upstream, goes first.
@@ -111,7 +112,7 @@ impl Both<'_> {
         for watch in [self.client, self.upstream] {
             match (self.broken.get(), self.writing.get()) {
                 (true, _) => watch.end(),
-                (false, 0) => watch.read_until(self.worker.after(self.idle)),
+                (false, 0) => watch.read_until(self.worker.after(self.idle), Deadline::IdleBody),
                 (false, _) => watch.read_done(),
             }
         }

@@ -30,6 +30,7 @@ use crate::http::headers::HeadScan;
 use crate::http::request::{HEADER_COUNT_MAX, Version};
 use crate::http::response::{self, Asked, Returning};
 use crate::snapshot::{Address, Phase, ServiceKind, Timeouts};
+use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::Verdict;
 
 /// The most 1xx answers that may come before the final one.
@@ -104,6 +105,7 @@ async fn tries(
         && attempt::is_worth_gathering(tx, plan, length)
     {
         Box::pin(body::gather(tx, client, &mut plan.body, length as usize)).await?;
+        tx.tries.begun = Some(Instant::now());
     }
     loop {
         match exchange(tx, client, leftover, plan).await {
@@ -141,7 +143,8 @@ async fn exchange(
         let result = match sent {
             Err(failure) => Err(failure),
             Ok(()) if whole => {
-                upstream.watch.read_until(attempt::answer_due(tx, plan, &timeouts));
+                let (due, deadline) = attempt::answer_due(tx, plan, &timeouts);
+                upstream.watch.read_until(due, deadline);
                 receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
@@ -217,9 +220,10 @@ async fn connect(
     }
     worker.counters.upstream_connects.add(1);
     client.wait_for(None, worker.now());
-    Box::pin(connect_anew(worker, endpoint.address.clone(), client, timeouts.connect))
-        .await
-        .map(|socket| (socket, false))
+    let begun = Instant::now();
+    let socket = Box::pin(connect_anew(worker, endpoint.address.clone(), client, timeouts.connect)).await?;
+    worker.counters.upstream_connected(endpoint.id, begun.elapsed());
+    Ok((socket, false))
 }
 
 /// A new connection. The attempt is given up when its time is over, when the client leaves, and when the drain ends.
@@ -249,6 +253,7 @@ async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time:
             Err(_) => left -= step,
         }
         if left.is_zero() {
+            worker.counters.timeouts[Deadline::Connect as usize].add(1);
             return Err(Failure::ConnectTimeout);
         }
     }
@@ -375,7 +380,7 @@ async fn receive_from(
             }
             if answer.status == 100 && shared.awaits_continue.replace(false) {
                 watch.read_done();
-                client_watch.read_until(tx.worker.after(timeouts(tx).idle_body));
+                client_watch.read_until(tx.worker.after(timeouts(tx).idle_body), Deadline::IdleBody);
             }
             inbound.drain(..end);
             scan = HeadScan::default();

@@ -17,6 +17,7 @@ use slab::Slab;
 
 use super::failure::Failure;
 use super::socket::{self, Shut};
+use crate::telemetry::counters::Deadline;
 
 /// How often the sweep runs, and so how late a deadline may fire.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -26,6 +27,9 @@ pub type Millis = u64;
 
 /// No deadline.
 const NEVER: Millis = Millis::MAX;
+
+/// The deadline of what the gateway itself ends.
+const ENDED: Millis = 0;
 
 /// How often a client whose upstream keeps silent is looked at, after the first time.
 const LOOK_EVERY: Millis = 400;
@@ -49,6 +53,8 @@ pub struct Watch {
     fd: Cell<RawFd>,
     side: Side,
     read_until: Cell<Millis>,
+    /// Whose deadline that is.
+    awaited: Cell<Deadline>,
     write_until: Cell<Millis>,
     /// Whether writes may take as long as they like.
     writes_freely: Cell<bool>,
@@ -75,9 +81,10 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Gives the pending read until `until`.
-    pub fn read_until(&self, until: Millis) {
+    /// Gives the pending read until `until`, where `deadline` fires.
+    pub fn read_until(&self, until: Millis, deadline: Deadline) {
         self.read_until.set(until);
+        self.awaited.set(deadline);
     }
 
     /// The read is over, or may take as long as it likes.
@@ -106,9 +113,9 @@ impl Watch {
 
     /// The next sweep ends both directions.
     pub fn end(&self) {
-        self.read_until.set(0);
+        self.read_until.set(ENDED);
         self.writes_freely.set(false);
-        self.write_within(0, 0);
+        self.write_within(ENDED, 0);
     }
 
     /// The write is over.
@@ -276,6 +283,7 @@ impl Watched {
             fd: Cell::new(fd),
             side,
             read_until: Cell::new(NEVER),
+            awaited: Cell::default(),
             write_until: Cell::new(NEVER),
             writes_freely: Cell::new(false),
             write_time: Cell::new(NEVER),
@@ -318,28 +326,32 @@ impl Drop for Watched {
 
 impl Registry {
     /// One sweep. With `drain_idle_before` some of the connections that have been idle since before it are ended as well.
-    /// Returns how many deadlines fired.
-    pub fn sweep(&self, now: Millis, drain_idle_before: Option<Millis>) -> u64 {
-        let mut fired = 0;
+    /// `fired` is told of each deadline that fires.
+    pub fn sweep(&self, now: Millis, drain_idle_before: Option<Millis>, fired: impl Fn(Deadline)) {
         let watches = self.watches.borrow();
         let mut leaving = self.leaving.borrow_mut();
         let mut may_drain = DRAIN_BATCH_MIN.max(watches.len() / DRAIN_BATCH_SHARE);
         for (_, watch) in watches.iter() {
-            if watch.read_until.get() <= now {
+            let read_until = watch.read_until.get();
+            if read_until <= now {
                 watch.read_until.set(NEVER);
                 watch.read_expired.set(true);
                 // Only reading ends: a 408 may still be written.
                 watch.shut(Shut::Read);
-                fired += 1;
+                if read_until > ENDED {
+                    fired(watch.awaited.get());
+                }
             } else if may_drain > 0 && drain_idle_before.is_some_and(|before| watch.idle_since.get() <= before) {
                 watch.end_idle();
                 may_drain -= 1;
             }
             if watch.write_is_stuck(now) {
-                watch.write_until.set(NEVER);
+                let write_until = watch.write_until.replace(NEVER);
                 watch.write_expired.set(true);
                 watch.shut(Shut::Both);
-                fired += 1;
+                if write_until > ENDED {
+                    fired(Deadline::IdleBody);
+                }
             }
             // One that the gateway has shut looks like one that left.
             if watch.look_at.get() <= now && !watch.read_shut.get() {
@@ -349,7 +361,11 @@ impl Registry {
         }
         mark_leavers(&leaving);
         leaving.clear();
-        fired
+    }
+
+    /// How many sockets of that side there are.
+    pub fn count(&self, side: Side) -> usize {
+        self.watches.borrow().iter().filter(|(_, watch)| watch.side == side).count()
     }
 
     /// Ends connections that have been idle for `idle_min` at least, those that have been so for longest, up to `most`:

@@ -13,7 +13,7 @@ use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
 use super::transaction::Scratch;
 use super::usher::Usher;
-use super::watch::{Millis, Patience, Registry, Watch};
+use super::watch::{Millis, Patience, Registry, Side, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
@@ -345,8 +345,8 @@ impl Worker {
         self.unix_at_tick.set(unix_time());
         let now = self.now();
         let drain_idle_before = self.is_draining().then(|| now.saturating_sub(DRAIN_IDLE));
-        let fired = self.registry.sweep(now, drain_idle_before);
-        self.counters.timeouts.add(fired);
+        let timeouts = &self.counters.timeouts;
+        self.registry.sweep(now, drain_idle_before, |deadline| timeouts[deadline as usize].add(1));
         self.counters.heartbeats.add(1);
         self.limiter.sweep(self.moment(instant));
         self.limiter.export(&self.counters);
@@ -378,11 +378,15 @@ impl Worker {
     /// Shows others how the endpoints stand.
     fn export(&self, now: Instant) {
         let loaded = Rc::clone(&self.loaded.borrow());
+        let mut idle = 0;
         for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
             for (endpoint, state) in service.endpoints.iter().zip(&state.endpoints) {
                 state.export(endpoint.id, &self.counters, now);
+                idle += state.idle();
             }
         }
+        self.counters.upstream_idle.set(idle as u64);
+        self.counters.upstream_open.set(self.registry.count(Side::Upstream) as u64);
     }
 
     /// Closes upstream connections that were idle for too long or that the upstream closed, and forgets endpoints that no
@@ -396,7 +400,9 @@ impl Worker {
                 self.counters.upstream_stale.add(closed);
             }
         }
-        self.known.borrow_mut().forget();
+        let mut known = self.known.borrow_mut();
+        known.forget();
+        self.counters.forget_endpoints(|id| known.endpoints.contains_key(&id));
     }
 }
 

@@ -4,12 +4,22 @@
 //! (HAProxy's rule for its per-thread counters). A scrape may see one counter a moment before another; each is exact.
 //!
 //! Series with labels live in open-addressed tables of a fixed size, so that nothing is allocated on the request path
-//! and hostile labels cannot grow them: what does not fit is counted under `other`.
+//! and hostile labels cannot grow them: what does not fit is counted under `other`. Series of endpoints that are gone stay
+//! until their room is wanted.
+
+mod exemplar;
+mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use self::exemplar::Slot;
+pub use self::exemplar::{Exemplar, TraceId};
+pub use self::table::{OTHER, Table};
+
+use zerocopy::FromZeros;
 
 use crate::http::method::Method;
 use crate::policy::rate_limit::identity::Kind;
@@ -23,12 +33,80 @@ pub struct Shape {
     pub enabled: bool,
     /// Upper bounds of the duration histogram's buckets, in seconds, ascending.
     pub buckets: Vec<f64>,
-    /// The most series of one metric in a worker.
+    /// The most label combinations of one metric.
     pub max_series: usize,
 }
 
+/// Which deadline has fired: the keys under `[timeouts]`, and `retry.try_timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Deadline {
+    /// `keepalive_idle`: a connection was closed between two requests.
+    #[default]
+    KeepaliveIdle,
+    /// `header_read`.
+    HeaderRead,
+    /// `connect`.
+    Connect,
+    /// `response_header`.
+    ResponseHeader,
+    /// `retry.try_timeout`.
+    Try,
+    /// `idle_body`: a body, or a tunnel, made no progress, on either side.
+    IdleBody,
+}
+
+/// Who counts for the rate limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RateLimitMode {
+    /// This process: there is no Redis.
+    #[default]
+    Memory,
+    /// Redis, for all gateways that share it.
+    Shared,
+    /// Redis does not answer: `redis.on_error` decides.
+    Degraded,
+}
+
+impl RateLimitMode {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [RateLimitMode; 3] = [RateLimitMode::Memory, RateLimitMode::Shared, RateLimitMode::Degraded];
+
+    /// The `mode` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RateLimitMode::Memory => "memory",
+            RateLimitMode::Shared => "shared",
+            RateLimitMode::Degraded => "degraded",
+        }
+    }
+}
+
+impl Deadline {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Deadline; 6] = [
+        Deadline::KeepaliveIdle,
+        Deadline::HeaderRead,
+        Deadline::Connect,
+        Deadline::ResponseHeader,
+        Deadline::Try,
+        Deadline::IdleBody,
+    ];
+
+    /// The `kind` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Deadline::KeepaliveIdle => "keepalive_idle",
+            Deadline::HeaderRead => "header_read",
+            Deadline::Connect => "connect",
+            Deadline::ResponseHeader => "response_header",
+            Deadline::Try => "try",
+            Deadline::IdleBody => "idle_body",
+        }
+    }
+}
+
 /// A number that one thread writes and others read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, FromZeros)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
@@ -80,10 +158,18 @@ pub struct Counters {
     pub retries: Counter,
     /// Requests that were not sent again because the retry budget was used up.
     pub retries_refused: Counter,
-    /// Deadlines that fired.
-    pub timeouts: Counter,
+    /// Deadlines that fired, by their number.
+    pub timeouts: [Counter; Deadline::ALL.len()],
+    /// Connections to upstreams that are open, those in use and those in the pools.
+    pub upstream_open: Counter,
+    /// Those in the pools.
+    pub upstream_idle: Counter,
     /// Samples counted under `other` because a table was full.
     pub series_dropped: Counter,
+    /// Tokens that were known from before.
+    pub token_hits: Counter,
+    /// Tokens that had to be verified, or were refused.
+    pub token_misses: Counter,
     /// Commands sent to Redis.
     pub redis_calls: Counter,
     /// Writes that carried them.
@@ -94,14 +180,28 @@ pub struct Counters {
     pub redis_connects: Counter,
     /// 1 while rate limits are decided without Redis, though there is one.
     pub redis_degraded: Counter,
+    /// The number of the [`RateLimitMode`].
+    pub rate_limit_mode: Counter,
     /// Requests that a rate limit let pass without counting them, since Redis was away.
     pub rate_limit_uncounted: Counter,
+    /// Tokens of rate limits that were asked of a ledger.
+    pub rate_limit_asked: Counter,
+    /// Those of them that were granted.
+    pub rate_limit_granted: Counter,
+    /// Requests refused without asking a ledger.
+    pub rate_limit_denied_locally: Counter,
     /// By route, method and status: count.
     pub(super) requests: Table,
     /// By route and method: nanoseconds, then a count for each bucket, the last for what is above all bounds.
     pub(super) durations: Table,
+    /// The latest requests of those, by the place of the row and by bucket.
+    exemplars: Box<[Slot]>,
     /// By endpoint and status: count.
     pub(super) upstream: Table,
+    /// By endpoint, as `durations`: from handing it a request to the head of its answer.
+    pub(super) upstream_durations: Table,
+    /// The same: to connect to it.
+    pub(super) connect_durations: Table,
     /// By service and kind of identity: count.
     pub(super) rate_limited: Table,
     /// By endpoint: breaker state, requests in flight, answers, their nanoseconds, whether it is ejected.
@@ -164,14 +264,13 @@ pub fn rate_limit_hits(blocks: &[Arc<Counters>], service: ServiceId) -> BTreeMap
     sums
 }
 
-/// The key of what did not fit.
-pub(super) const OTHER: u64 = u64::MAX;
-
 impl Counters {
-    /// A worker's block, all zero. Takes about 24 bytes for each of `max_series` and as much again for histograms, touched
-    /// only as series appear.
+    /// A worker's block, all zero. Room for `max_series` of each metric is reserved; memory is taken as series appear.
     pub fn new(shape: &Shape) -> Counters {
         let histograms = (shape.max_series / 8).max(64);
+        // Nanoseconds, one for each bound, one for what is above all of them.
+        let columns = shape.buckets.len() + 2;
+        let durations = Table::new(histograms, columns);
         Counters {
             active: Counter::default(),
             heartbeats: Counter::default(),
@@ -187,17 +286,28 @@ impl Counters {
             upstream_stale: Counter::default(),
             retries: Counter::default(),
             retries_refused: Counter::default(),
-            timeouts: Counter::default(),
+            timeouts: Default::default(),
+            upstream_open: Counter::default(),
+            upstream_idle: Counter::default(),
             series_dropped: Counter::default(),
+            token_hits: Counter::default(),
+            token_misses: Counter::default(),
             redis_calls: Counter::default(),
             redis_writes: Counter::default(),
             redis_errors: Counter::default(),
             redis_connects: Counter::default(),
             redis_degraded: Counter::default(),
+            rate_limit_mode: Counter::default(),
             rate_limit_uncounted: Counter::default(),
+            rate_limit_asked: Counter::default(),
+            rate_limit_granted: Counter::default(),
+            rate_limit_denied_locally: Counter::default(),
             requests: Table::new(shape.max_series, 1),
-            durations: Table::new(histograms, shape.buckets.len() + 2),
+            exemplars: zeroed(durations.places() * (columns - 1)),
+            durations,
             upstream: Table::new(shape.max_series, 1),
+            upstream_durations: Table::new(histograms, columns),
+            connect_durations: Table::new(histograms, columns),
             rate_limited: Table::new(shape.max_series.min(4_096), 1),
             endpoints: Table::new(shape.max_series, ENDPOINT_COLUMNS),
             bounds: shape.buckets.iter().map(|seconds| (seconds * 1e9) as u64).collect(),
@@ -210,24 +320,60 @@ impl Counters {
         self.active.add(1);
     }
 
-    /// A request has ended.
-    pub fn request_finished(&self, route: RouteId, method: Method, status: u16, duration: Duration) {
+    /// A request has ended, at `unix_ms`; `trace` is the trace that it belongs to, where somebody keeps that.
+    pub fn request_finished(
+        &self,
+        route: RouteId,
+        method: Method,
+        status: u16,
+        duration: Duration,
+        trace: Option<(&TraceId, u64)>,
+    ) {
         self.active.set(self.active.get().saturating_sub(1));
         if !self.enabled {
             return;
         }
         self.row(&self.requests, request_key(route, method, status))[0].add(1);
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let row = self.row(&self.durations, request_key(route, method, 0));
-        row[0].add(nanos);
-        let bucket = self.bounds.partition_point(|&bound| bound < nanos);
-        row[1 + bucket].add(1);
+        let (place, bucket, nanos) = self.measure(&self.durations, request_key(route, method, 0), duration);
+        if let Some((&trace, unix_ms)) = trace {
+            self.exemplars[place * (self.bounds.len() + 1) + bucket].offer(&Exemplar { trace, nanos, unix_ms });
+        }
     }
 
-    /// An endpoint has answered.
-    pub fn upstream_answered(&self, endpoint: EndpointId, status: u16) {
+    /// Counts a duration in the histogram of `key`; the place of its row, its bucket, and its nanoseconds.
+    fn measure(&self, table: &Table, key: u64, duration: Duration) -> (usize, usize, u64) {
+        let place = table.place(key).unwrap_or_else(|| {
+            self.series_dropped.add(1);
+            table.other()
+        });
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = self.bounds.partition_point(|&bound| bound < nanos);
+        let row = table.at(place);
+        row[0].add(nanos);
+        row[1 + bucket].add(1);
+        (place, bucket, nanos)
+    }
+
+    /// A connection to an endpoint was made in that time.
+    pub fn upstream_connected(&self, endpoint: EndpointId, duration: Duration) {
+        if self.enabled {
+            self.measure(&self.connect_durations, u64::from(endpoint.0), duration);
+        }
+    }
+
+    /// The head of an endpoint's answer has come, so long after the request was handed to it.
+    pub fn upstream_answered(&self, endpoint: EndpointId, status: u16, duration: Duration) {
         if self.enabled {
             self.row(&self.upstream, u64::from(endpoint.0) << 16 | u64::from(status))[0].add(1);
+            self.measure(&self.upstream_durations, u64::from(endpoint.0), duration);
+        }
+    }
+
+    /// Makes room, where it is getting scarce, by forgetting endpoints that are not `known` any more.
+    pub fn forget_endpoints(&self, known: impl Fn(EndpointId) -> bool) {
+        self.upstream.relieve(|key| known(split_upstream_key(key).0));
+        for table in [&self.upstream_durations, &self.connect_durations, &self.endpoints] {
+            table.relieve(|key| known(EndpointId(key as u32)));
         }
     }
 
@@ -253,9 +399,28 @@ impl Counters {
     fn row<'a>(&'a self, table: &'a Table, key: u64) -> &'a [Counter] {
         table.row(key).unwrap_or_else(|| {
             self.series_dropped.add(1);
-            table.other()
+            table.at(table.other())
         })
     }
+
+    /// Requests answered in all.
+    pub fn answered(&self) -> u64 {
+        self.requests.rows().map(|(_, row)| row[0].get()).sum()
+    }
+
+    /// The rows of the request durations, by key, each with what its buckets can be told by.
+    pub(super) fn durations_with_exemplars(&self) -> impl Iterator<Item = (u64, &[Counter], Vec<Option<Exemplar>>)> {
+        let buckets = self.bounds.len() + 1;
+        self.durations.rows_with_places().map(move |(key, place, row)| {
+            let slots = &self.exemplars[place * buckets..][..buckets];
+            (key, row, slots.iter().map(Slot::get).collect())
+        })
+    }
+}
+
+/// So many zeros, in pages that the kernel hands out as they are written.
+fn zeroed<T: FromZeros>(len: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(len).expect("memory for the counters")
 }
 
 fn request_key(route: RouteId, method: Method, status: u16) -> u64 {
@@ -279,85 +444,6 @@ pub(super) fn split_rate_limited_key(key: u64) -> (ServiceId, Kind) {
     (ServiceId((key >> 8) as u16), kind)
 }
 
-/// Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4): the multiplier is 2^64 over the golden ratio.
-fn home(key: u64) -> usize {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
-}
-
-/// Rows of counters by key: open addressing, linear probing, at most half full; rows are never removed.
-#[derive(Debug)]
-pub(super) struct Table {
-    /// 0 is empty; a key is stored as itself plus one.
-    keys: Box<[AtomicU64]>,
-    rows: Box<[Counter]>,
-    stride: usize,
-    used: Counter,
-    max: usize,
-}
-
-impl Table {
-    fn new(max: usize, stride: usize) -> Table {
-        let slots = (max.max(1) * 2).next_power_of_two();
-        Table {
-            keys: std::iter::repeat_with(AtomicU64::default).take(slots).collect(),
-            // One more row, for what does not fit.
-            rows: std::iter::repeat_with(Counter::default).take((slots + 1) * stride).collect(),
-            stride,
-            used: Counter::default(),
-            max,
-        }
-    }
-
-    /// The row of `key`, made if there is none yet; `None` when the table is full.
-    fn row(&self, key: u64) -> Option<&[Counter]> {
-        let mask = self.keys.len() - 1;
-        let mut slot = home(key) & mask;
-        loop {
-            match self.keys[slot].load(Ordering::Relaxed) {
-                0 if self.used.get() >= self.max as u64 => return None,
-                0 => {
-                    self.used.add(1);
-                    self.keys[slot].store(key + 1, Ordering::Release);
-                    return Some(self.at(slot));
-                }
-                taken if taken == key + 1 => return Some(self.at(slot)),
-                _ => slot = (slot + 1) & mask,
-            }
-        }
-    }
-
-    /// The row of `key`, if there is one.
-    fn find(&self, key: u64) -> Option<&[Counter]> {
-        let mask = self.keys.len() - 1;
-        let mut slot = home(key) & mask;
-        loop {
-            match self.keys[slot].load(Ordering::Acquire) {
-                0 => return None,
-                taken if taken == key + 1 => return Some(self.at(slot)),
-                _ => slot = (slot + 1) & mask,
-            }
-        }
-    }
-
-    fn at(&self, slot: usize) -> &[Counter] {
-        &self.rows[slot * self.stride..][..self.stride]
-    }
-
-    fn other(&self) -> &[Counter] {
-        self.at(self.keys.len())
-    }
-
-    /// Every row that was used, with its key; [`OTHER`] for what did not fit, if anything did not.
-    pub(super) fn rows(&self) -> impl Iterator<Item = (u64, &[Counter])> {
-        let named = self.keys.iter().enumerate().filter_map(|(slot, key)| match key.load(Ordering::Acquire) {
-            0 => None,
-            key => Some((key - 1, self.at(slot))),
-        });
-        let other = Some((OTHER, self.other())).filter(|(_, row)| row.iter().any(|counter| counter.get() > 0));
-        named.chain(other)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,7 +457,7 @@ mod tests {
         let counters = Counters::new(&shape(100));
         counters.request_started();
         counters.request_started();
-        counters.request_finished(RouteId(2), Method::Get, 200, Duration::from_millis(1));
+        counters.request_finished(RouteId(2), Method::Get, 200, Duration::from_millis(1), None);
         assert_eq!(counters.active.get(), 1);
         let rows: Vec<_> = counters.requests.rows().map(|(key, row)| (split_request_key(key), row[0].get())).collect();
         assert_eq!(rows, [((RouteId(2), Method::Get, 200), 1)]);
@@ -385,7 +471,7 @@ mod tests {
         let counters = Counters::new(&shape(10));
         for status in 200..220 {
             counters.request_started();
-            counters.request_finished(RouteId(2), Method::Get, status, Duration::ZERO);
+            counters.request_finished(RouteId(2), Method::Get, status, Duration::ZERO, None);
         }
         let other = counters.requests.rows().find(|(key, _)| *key == OTHER).map(|(_, row)| row[0].get());
         assert_eq!(other, Some(10));
@@ -397,8 +483,8 @@ mod tests {
     fn switched_off_only_what_is_under_way_is_counted() {
         let counters = Counters::new(&Shape { enabled: false, ..shape(10) });
         counters.request_started();
-        counters.request_finished(RouteId(2), Method::Get, 200, Duration::ZERO);
-        counters.upstream_answered(EndpointId(1), 200);
+        counters.request_finished(RouteId(2), Method::Get, 200, Duration::ZERO, None);
+        counters.upstream_answered(EndpointId(1), 200, Duration::ZERO);
         assert_eq!(counters.active.get(), 0);
         assert_eq!(counters.requests.rows().count() + counters.upstream.rows().count(), 0);
     }
@@ -409,7 +495,7 @@ mod tests {
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for id in 0..200_000 {
-                    counters.upstream_answered(EndpointId(id % 4_000), 200);
+                    counters.upstream_answered(EndpointId(id % 4_000), 200, Duration::ZERO);
                 }
             });
             while !writer.is_finished() {
