@@ -233,7 +233,7 @@ fn run_demo(port: u16) -> anyhow::Result<()> {
 /// Serves until a signal or a failure ends it. `origin` is where the configuration comes from, to be read again when it
 /// changes; `ready` is called once the address is bound and every worker runs.
 fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
-    events::init(
+    let events = Arc::new(events::init(
         match config.level {
             Level::Error => LevelFilter::ERROR,
             Level::Warn => LevelFilter::WARN,
@@ -241,7 +241,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             Level::Debug => LevelFilter::DEBUG,
         },
         io::stderr().is_terminal(),
-    );
+    ));
     let workers = worker_count(config.server.workers);
     let connections_max = connections_max(config.server.max_connections_per_worker, workers);
     let address = SocketAddr::new(config.server.host, config.server.port);
@@ -364,6 +364,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         origin,
         handover: Handover::new(sockets, is_shared),
         reloads,
+        events,
     })?;
     while !seam.all_adopted() && seam.phase() == Phase::Serving {
         // A worker that fails instead is heard of below.

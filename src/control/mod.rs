@@ -11,6 +11,7 @@ pub mod build;
 pub mod config;
 pub mod dns;
 pub mod endpoint_watch;
+pub mod events_watch;
 pub mod handover;
 pub mod health;
 pub mod issuer;

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::handover::{Handover, Successor};
 use super::notify;
 use crate::snapshot::{Phase, Seam};
+use crate::telemetry::events::Events;
 
 /// How long the workers may take to end once everything is cut.
 const HANGING: Duration = Duration::from_secs(10);
@@ -59,7 +60,18 @@ impl Signals {
 
     /// Drains at the first SIGTERM or SIGINT, and ends the process at the second. At SIGQUIT the next process is started and
     /// given the listening sockets; once it serves, this one drains. SIGHUP is passed on to `reload`.
-    pub async fn obey(mut self, seam: Arc<Seam>, drain: Drain, mut handover: Handover, reload: mpsc::Sender<()>) {
+    pub async fn obey(
+        mut self,
+        seam: Arc<Seam>,
+        drain: Drain,
+        mut handover: Handover,
+        reload: mpsc::Sender<()>,
+        events: Arc<Events>,
+    ) {
+        let exit = |code| {
+            events.finish();
+            std::process::exit(code)
+        };
         loop {
             match self.next().await {
                 Order::Reload => ask(&reload),
@@ -89,7 +101,7 @@ impl Signals {
                     signal = self.stop() => {
                         if !std::mem::take(&mut is_first) {
                             tracing::warn!(signal, "a second signal ends the process at once");
-                            std::process::exit(0);
+                            exit(0);
                         }
                         tracing::info!(signal, "this process drains already");
                     }
@@ -100,9 +112,9 @@ impl Signals {
         tokio::select! {
             () = tokio::time::sleep(HANGING) => {
                 tracing::error!("a worker does not end; the process does");
-                std::process::exit(1);
+                exit(1)
             }
-            _ = self.stop() => std::process::exit(0),
+            _ = self.stop() => exit(0),
         }
     }
 

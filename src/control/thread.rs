@@ -14,9 +14,10 @@ use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
 use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
-use super::{dns, endpoint_watch, health, issuer, ledger_watch, notify, signals};
+use super::{dns, endpoint_watch, events_watch, health, issuer, ledger_watch, notify, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::events::Events;
 use crate::telemetry::exposition::Exposition;
 use crate::telemetry::reloads::Reloads;
 
@@ -41,6 +42,8 @@ pub struct Parts {
     pub handover: Handover,
     /// Counts what becomes of changed configurations.
     pub reloads: Arc<Reloads>,
+    /// Tells of events that were left out of the log.
+    pub events: Arc<Events>,
 }
 
 /// The running control plane.
@@ -74,19 +77,21 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
                 origin,
                 handover,
                 reloads,
+                events,
             } = parts;
             let config = ingredients.config.clone();
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             // One that waits stands for any number of them.
             let (reload, reload_asked) = mpsc::channel(1);
-            tokio::spawn(signals.obey(Arc::clone(&seam), drain, handover, reload));
+            tokio::spawn(signals.obey(Arc::clone(&seam), drain, handover, reload, Arc::clone(&events)));
             tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
             exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
             let routes = routes.merge(status);
+            tokio::spawn(events_watch::keep_watching(events));
             tokio::spawn(notify::keep_alive(counters.clone(), Arc::clone(&seam)));
             tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));

@@ -17,6 +17,7 @@ mod health;
 mod identity;
 mod leaving;
 mod messages;
+mod metrics;
 mod observability;
 mod overload;
 mod paths;

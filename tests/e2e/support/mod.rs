@@ -5,6 +5,7 @@ pub mod client;
 pub mod dns;
 pub mod gateway;
 pub mod kernel;
+pub mod prometheus;
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
