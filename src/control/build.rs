@@ -1,7 +1,6 @@
 //! From a configuration, the addresses of its names and the identities in the counters to a [`Snapshot`].
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::http::method::MethodSet;
@@ -192,9 +191,10 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
 }
 
 fn management_endpoint(address: Address, labels: &Labels) -> Endpoint {
-    let instance = instance(&address);
+    // Its address is another one in each process; its name is not.
+    let instance = "control";
     Endpoint {
-        id: labels.endpoint(MANAGEMENT, &instance),
+        id: labels.endpoint(MANAGEMENT, instance),
         instance: instance.into(),
         authority: "localhost".into(),
         address,
@@ -287,14 +287,11 @@ fn endpoint(
     }
 }
 
-/// `127.0.0.1:9001`, `unix:/run/app.sock`, `unix:@name` for an abstract name.
+/// `127.0.0.1:9001`, `unix:/run/app.sock`.
 fn instance(address: &Address) -> String {
     match address {
         Address::Tcp(address) => address.to_string(),
-        Address::Unix(path) => match path.as_os_str().as_bytes() {
-            [0, name @ ..] => format!("unix:@{}", String::from_utf8_lossy(name)),
-            _ => format!("unix:{}", path.display()),
-        },
+        Address::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 
@@ -396,7 +393,7 @@ mod tests {
         assert_eq!(sms.methods.named().count(), 1);
 
         let management = &snapshot.services[2];
-        assert_eq!(&*management.endpoints[0].instance, "unix:@ringway-1");
+        assert_eq!(&*management.endpoints[0].instance, "control");
         assert_eq!(&*management.endpoints[0].authority, "localhost");
         assert_eq!(management.limits.body_bytes, MANAGEMENT_BODY_BYTES);
     }
