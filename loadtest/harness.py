@@ -168,13 +168,13 @@ backend back
         wait_for_port(port)
         return port
 
-    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN):
-        """ringway with one worker, its service under `policy`; returns (port, process)."""
+    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1"):
+        """ringway with one worker, or as `server` says, its service under `policy`; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
 [server]
 host = "127.0.0.1"
 port = 0
-workers = 1
+{server}
 {tables}
 [services.bench]
 prefix = "/api"
