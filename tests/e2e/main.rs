@@ -7,6 +7,7 @@ mod breakers;
 mod clients;
 mod command_line;
 mod cors;
+mod deploy;
 mod descriptors;
 mod dns;
 mod drain;
