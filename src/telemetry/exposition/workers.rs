@@ -95,6 +95,11 @@ impl Collector for Workers {
             }
             Ok(())
         })?;
+        let help = "How many gateways share the rate limits on Redis, this one among them; 0 without Redis";
+        gauge(encoder, "api_gateway_rate_limit_gateways", help, |mut metric| {
+            let seen = self.counters.iter().map(|block| block.rate_limit_gateways.get()).max();
+            metric.encode_gauge(&as_gauge(seen.unwrap_or(0)))
+        })?;
         gauge(encoder, "api_gateway_worker_info", "What each worker runs on", |mut metric| {
             for info in &self.workers {
                 let worker = info.worker.to_string();
