@@ -160,6 +160,15 @@ backend back
         wait_for_port(port)
         return port, process
 
+    def relay(self, backend):
+        """What passes bytes on without looking at them; returns (port, process)."""
+        subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", "relay"], cwd=ROOT, check=True)
+        port = free_port()
+        binary = os.path.join(ROOT, "target", "release", "examples", "relay")
+        process = self.start([binary, str(port), str(backend)], PROXY_CORE)
+        wait_for_port(port)
+        return port, process
+
     def redis(self):
         """An empty Redis on the load core; returns its port."""
         port = free_port()
