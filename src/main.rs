@@ -32,6 +32,7 @@ use ringway::telemetry::counters::{Counters, Shape};
 use ringway::telemetry::exposition::{Exposition, Progress, WorkerInfo};
 use ringway::telemetry::labels::Labels;
 use ringway::telemetry::reloads::Reloads;
+use ringway::telemetry::spans::{self, SpanReceiver, SpanSender};
 use ringway::telemetry::{events, log};
 use tracing::level_filters::LevelFilter;
 
@@ -284,6 +285,8 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let redis = redis_parts(config, &resolved);
     let mut token_key = [0; 16];
     aws_lc_rs::rand::fill(&mut token_key).context("the system has no randomness")?;
+    let (span_senders, span_receivers) = span_rings(if config.tracing.enabled { workers } else { 0 });
+    let mut span_senders = span_senders.into_iter();
     let (started_tx, started) = mpsc::channel();
     let (ended_tx, ended) = mpsc::channel();
     let cores = if config.server.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
@@ -299,6 +302,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             limits: limits.clone(),
             redis: redis.clone(),
             token_key,
+            spans: span_senders.next(),
         };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let (started, ended) = (started_tx.clone(), ended_tx.clone());
@@ -365,6 +369,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         handover: Handover::new(sockets, is_shared),
         reloads,
         events,
+        spans: span_receivers,
     })?;
     while !seam.all_adopted() && seam.phase() == Phase::Serving {
         // A worker that fails instead is heard of below.
@@ -393,6 +398,11 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     control.stop();
     log_writer.finish(LOG_FLUSH_MAX);
     result
+}
+
+/// A way for the records of traced requests, for each of so many workers.
+fn span_rings(workers: usize) -> (Vec<SpanSender>, Vec<SpanReceiver>) {
+    (0..workers).map(|_| spans::channel()).unzip()
 }
 
 fn driver(configured: Driver) -> runtime::Driver {

@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub write_forwarded: bool,
     /// What the access log holds.
     pub logging: Logging,
+    /// Which requests are traced; `None`: none is.
+    pub tracing: Option<Tracing>,
     /// Finds the index into `services`.
     pub routes: RouteTable,
     /// The services, the control plane's own management service among them.
@@ -374,6 +376,14 @@ pub struct Logging {
     pub sample: f64,
     /// Query parameters whose values are replaced in the logged path, lower case.
     pub redact: Box<[Box<str>]>,
+}
+
+/// Which requests are traced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracing {
+    /// Of those whose client has not decided it: see
+    /// [`threshold`](crate::http::trace_context::threshold).
+    pub threshold: u64,
 }
 
 /// `logging.format`.

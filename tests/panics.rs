@@ -60,6 +60,7 @@ fn a_panic_ends_its_own_connection_alone() {
         limits: SharedLimits::new(100),
         redis: None,
         token_key: [0; 16],
+        spans: None,
     };
     let worker = thread::spawn(move || runtime::run(parts, vec![listener], None, runtime::Driver::Auto, |_| {}));
 

@@ -24,7 +24,7 @@ use ringway::proxy::{accept, runtime};
 use ringway::snapshot::{Phase, Seam};
 use ringway::telemetry::counters::{Counters, Shape};
 use ringway::telemetry::labels::Labels;
-use ringway::telemetry::log;
+use ringway::telemetry::{log, spans};
 
 /// Counts the allocations of the threads that ask for it.
 struct Counting;
@@ -131,6 +131,8 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
     let address = listener.local_addr().expect("an address");
     let shape = Shape { enabled: true, buckets: config.metrics.buckets, max_series: 1000 };
     let (mut logs, log_writer) = log::start(1, 1 << 20, std::io::sink()).expect("a thread");
+    // Nobody empties it: what finds no room is dropped.
+    let (spans, _receiver) = spans::channel();
     let parts = Parts {
         listens_on_shared: false,
         index: 0,
@@ -142,6 +144,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
         limits: SharedLimits::new(100),
         redis: None,
         token_key: [0; 16],
+        spans: Some(spans),
     };
     let worker = thread::spawn(move || runtime::run(parts, vec![listener], None, driver, |_| COUNTED.set(true)));
 
@@ -188,5 +191,8 @@ fn a_warm_request_allocates_nothing() {
         }
         let made = allocations(driver, GUARDED, guarded.as_bytes(), COUNTED_BODY, b"world");
         assert_eq!(made, 0, "{driver:?}, with every policy");
+        let traced = format!("{OPEN}[tracing]\nenabled = true\nsample = 1.0\n");
+        let made = allocations(driver, &traced, GET, COUNTED_BODY, b"world");
+        assert_eq!(made, 0, "{driver:?}, traced");
     }
 }

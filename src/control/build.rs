@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::http::method::MethodSet;
+use crate::http::trace_context;
 use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
     Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, Quota, RateLimit, RateLimitKey, RetryPolicy,
-    Service, ServiceKind, Snapshot, Source,
+    Service, ServiceKind, Snapshot, Source, Tracing,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
@@ -82,6 +83,7 @@ pub fn snapshot(
         ipv6_prefix: config.ipv6_prefix,
         write_forwarded: config.server.forwarded,
         logging: config.logging.clone(),
+        tracing: config.tracing.enabled.then(|| Tracing { threshold: trace_context::threshold(config.tracing.sample) }),
         routes: RouteTable::new(&specs),
         services: services.into(),
     }

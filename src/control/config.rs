@@ -27,6 +27,7 @@ mod summary;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod units;
 mod value;
 
@@ -50,6 +51,7 @@ pub use error::{ConfigError, ConfigErrors, Place};
 pub use health::HealthSettings;
 pub use keys::KEYS;
 pub use limits::{DEFAULT_LIMIT, OWN_LIMIT, RateLimitSpec, RateLimits, Redis, RedisServer};
+pub use traces::Tracing;
 
 /// What a configuration is made from.
 #[derive(Clone, Default)]
@@ -94,6 +96,8 @@ pub struct Config {
     pub logging: Logging,
     /// `logging.level`
     pub level: Level,
+    /// `[tracing]`
+    pub tracing: Tracing,
     /// `[admin]`
     pub admin: Admin,
     /// `[discovery]`

@@ -24,3 +24,4 @@ pub mod reload;
 pub mod resolve;
 pub mod signals;
 pub mod thread;
+pub mod traces;

@@ -168,6 +168,10 @@ fn keep_fixed(config: &mut Config, running: &Config) -> Vec<&'static str> {
     keep("rate_limit.memory_keys", &mut config.memory_keys, &running.memory_keys, &mut fixed);
     keep("[metrics]", &mut config.metrics, &running.metrics, &mut fixed);
     keep("logging.level", &mut config.level, &running.level, &mut fixed);
+    let sample = config.tracing.sample;
+    config.tracing.sample = running.tracing.sample;
+    keep("[tracing]", &mut config.tracing, &running.tracing, &mut fixed);
+    config.tracing.sample = sample;
     fixed
 }
 

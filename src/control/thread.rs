@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admin::{self, Management};
 use super::handover::Handover;
@@ -14,12 +14,14 @@ use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
 use super::registry::book::Book;
 use super::reload::{Origin, Reloader};
+use super::traces::Traces;
 use super::{dns, endpoint_watch, events_watch, health, issuer, ledger_watch, notify, signals};
 use crate::snapshot::Seam;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::events::Events;
 use crate::telemetry::exposition::Exposition;
 use crate::telemetry::reloads::Reloads;
+use crate::telemetry::spans::SpanReceiver;
 
 /// What the control plane is made of.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Parts {
     pub reloads: Arc<Reloads>,
     /// Tells of events that were left out of the log.
     pub events: Arc<Events>,
+    /// Records of traced requests, one way for each worker; none where nobody wants any.
+    pub spans: Vec<SpanReceiver>,
 }
 
 /// The running control plane.
@@ -78,8 +82,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
                 handover,
                 reloads,
                 events,
+                spans,
             } = parts;
-            let config = ingredients.config.clone();
+            let (config, labels) = (ingredients.config.clone(), Arc::clone(&ingredients.labels));
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
             // One that waits stands for any number of them.
@@ -91,6 +96,16 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
             let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
             let routes = routes.merge(status);
+            let (stopping, is_stopping) = watch::channel(false);
+            let traces = (!spans.is_empty()).then(|| Traces::new(&config.tracing, labels, spans));
+            let exporting = match traces {
+                Some(Ok(traces)) => Some(tokio::spawn(traces.run(is_stopping))),
+                Some(Err(error)) => {
+                    tracing::error!(error, "spans cannot be sent");
+                    None
+                }
+                None => None,
+            };
             tokio::spawn(events_watch::keep_watching(events));
             tokio::spawn(notify::keep_alive(counters.clone(), Arc::clone(&seam)));
             tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
@@ -106,6 +121,11 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             }
             // An error says that the other end is gone, which means the same.
             let _ = stopped.await;
+            stopping.send_replace(true);
+            if let Some(exporting) = exporting {
+                // One that has panicked has nothing more to send.
+                let _ = exporting.await;
+            }
         });
     })?;
     Ok(ControlThread { thread, stop })

@@ -183,21 +183,6 @@ pub fn is_request_id(value: &[u8]) -> bool {
         && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:=+/@".contains(byte))
 }
 
-/// A `traceparent` of version 00 (W3C Trace Context, section 3.2): ids in lower-case hex, neither all zero.
-pub fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |range: std::ops::Range<usize>| value[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let zero = |range: std::ops::Range<usize>| value[range].iter().all(|&byte| byte == b'0');
-    value.len() == 55
-        && value.starts_with(b"00-")
-        && value[35] == b'-'
-        && value[52] == b'-'
-        && hex(3..35)
-        && hex(36..52)
-        && hex(53..55)
-        && !zero(3..35)
-        && !zero(36..52)
-}
-
 /// Where the search for the end of a head stands, so that bytes that trickle in are looked at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeadScan {
@@ -332,20 +317,5 @@ mod tests {
         check(b"GET / HTTP/1.1\r\nA: b\rc");
         check(b"GET / HTTP/1.1\r\r\n");
         check(b"GET / HTTP/1.1\r\n\n");
-    }
-
-    #[test]
-    fn trace_parents() {
-        assert!(is_traceparent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
-        for refused in [
-            &b"00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..],
-            b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra",
-            b"",
-        ] {
-            assert!(!is_traceparent(refused), "{refused:?}");
-        }
     }
 }

@@ -11,6 +11,7 @@ use super::body::Framing;
 use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_decimal, push_field};
 use super::method::{Method, MethodSet};
 use super::problem::Problem;
+use super::trace_context;
 use crate::snapshot::Limits;
 
 /// Storage for the fields of a head while it is looked at: as many as `limits.header_count` may allow.
@@ -70,7 +71,7 @@ pub struct RequestHead<'a> {
     nominates: bool,
     /// `X-Request-Id`, when it is well-formed.
     pub request_id: Option<&'a [u8]>,
-    /// `traceparent`, when it is well-formed.
+    /// `traceparent` without its version, when it is well-formed and the only one.
     pub traceparent: Option<&'a [u8]>,
     /// What the client offers to show who it is.
     pub credentials: Credentials<'a>,
@@ -264,6 +265,7 @@ impl<'a> RequestHead<'a> {
         let mut length = None;
         let mut coding = None;
         let mut wants_upgrade = false;
+        let mut has_traceparent = false;
         let mut offers_websocket = false;
         let mut closes = false;
         for field in self.fields {
@@ -301,7 +303,11 @@ impl<'a> RequestHead<'a> {
                     self.accepts_trailers |= headers::list(value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
                 }
                 Name::XRequestId if headers::is_request_id(value) => self.request_id = Some(value),
-                Name::Traceparent if headers::is_traceparent(value) => self.traceparent = Some(value),
+                Name::Traceparent => {
+                    // Several are none (W3C Trace Context, section 3.2.1).
+                    let is_first = !std::mem::replace(&mut has_traceparent, true);
+                    self.traceparent = trace_context::known_part(value).filter(|_| is_first);
+                }
                 Name::Authorization => {
                     self.credentials.repeated |= self.credentials.authorization.replace(value).is_some();
                 }

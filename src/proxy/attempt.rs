@@ -105,7 +105,9 @@ pub async fn again(
         None => Duration::ZERO,
     };
     wait(tx, client, pause).await?;
-    tx.tries.begun = Some(Instant::now());
+    let begun = Instant::now();
+    tx.tries.begun = Some(begun);
+    tx.trace_attempt_delayed(begun);
     Ok(true)
 }
 
@@ -121,6 +123,7 @@ pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress
         _ => return false,
     };
     let took = tx.try_begun().elapsed();
+    tx.trace_answer(status);
     let is_prepared = prepare(tx, plan, verdict, "upstream_status", progress);
     if is_prepared && let Some(endpoint) = endpoint {
         tx.worker.counters.upstream_answered(endpoint, status, took);
@@ -148,6 +151,7 @@ fn prepare(tx: &mut Transaction, plan: &Plan, verdict: Verdict, why: &'static st
         return false;
     }
     tx.settle(verdict, now);
+    tx.trace_attempt_ended(now, Some(why));
     tx.tries.note(current, why);
     enter(tx, chosen, now);
     tx.retries += 1;
@@ -216,8 +220,10 @@ fn enter(tx: &mut Transaction, chosen: usize, now: Instant) {
     let mut breaker = state.endpoints[chosen].breaker.borrow_mut();
     let (seen, permit) = (breaker.state(now), breaker.admit(&service.breaker.settings, now));
     drop(breaker);
+    let endpoint = service.endpoints[chosen].id;
     tx.breaker = Some(seen);
     tx.tries.permit = permit;
+    tx.trace_attempt(endpoint, now);
 }
 
 /// Why no endpoint could be chosen.

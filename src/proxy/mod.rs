@@ -30,6 +30,7 @@ pub mod pipeline;
 pub mod pool;
 pub mod runtime;
 pub mod socket;
+mod trace;
 pub mod transaction;
 pub mod tunnel;
 pub mod upstream;

@@ -4,7 +4,6 @@
 //! exactly once and gives back what it took. There is no other place that does either.
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,11 @@ use super::worker::{Loaded, ServiceState, Worker};
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;
+use crate::http::trace_context::TRACE_ID;
 use crate::policy::access_log::{AccessRecord, Try};
 use crate::policy::auth::Identity;
 use crate::snapshot::{Endpoint, RouteId, Service};
-use crate::telemetry::counters::TraceId;
+use crate::telemetry::spans::SpanRecord;
 use crate::traffic::breaker::{BreakerState, Verdict};
 use crate::traffic::retry::ATTEMPTS_MAX;
 
@@ -68,9 +68,6 @@ const FREE_MAX: usize = 512;
 
 /// A buffer that grew beyond this is freed rather than kept.
 const SCRATCH_BYTES_MAX: usize = 128 * 1024;
-
-/// Where the trace id stands in a `traceparent`.
-const TRACE_ID: Range<usize> = 3..35;
 
 /// A request under way.
 #[derive(Debug)]
@@ -123,6 +120,8 @@ pub struct Transaction {
     pub breaker: Option<BreakerState>,
     /// What the endpoint's breaker is told in the end.
     pub outcome: Verdict,
+    /// What spans are made of; `None` for a request that is not recorded.
+    pub record: Option<Box<SpanRecord>>,
     service: Option<usize>,
     endpoint: Option<usize>,
     started: Instant,
@@ -165,6 +164,7 @@ impl Transaction {
             tries: Tries::default(),
             breaker: None,
             outcome: Verdict::Neutral,
+            record: None,
             service: None,
             endpoint: None,
             started,
@@ -183,24 +183,15 @@ impl Transaction {
         self.identify_as(head.request_id, head.traceparent);
     }
 
-    /// The identity alone, for a request whose head was not understood.
+    /// The identity alone, for a request whose head was not understood. `traceparent` is that of [`RequestHead`].
     pub fn identify_as(&mut self, request_id: Option<&[u8]>, traceparent: Option<&[u8]>) {
         let mut random = self.worker.random.borrow_mut();
         match request_id {
             Some(id) => self.scratch.request_id.extend_from_slice(id),
             None => push_hex(random.u128(..), 32, &mut self.scratch.request_id),
         }
-        match traceparent {
-            Some(parent) => self.scratch.traceparent.extend_from_slice(parent),
-            None => {
-                let out = &mut self.scratch.traceparent;
-                out.extend_from_slice(b"00-");
-                push_hex(random.u128(1..), 32, out);
-                out.push(b'-');
-                push_hex(u128::from(random.u64(1..)), 16, out);
-                out.extend_from_slice(b"-01");
-            }
-        }
+        drop(random);
+        self.join_trace(traceparent);
     }
 
     /// The request goes to the service with this index.
@@ -250,11 +241,6 @@ impl Transaction {
         self.tries.begun.unwrap_or(self.started)
     }
 
-    /// The trace that it belongs to.
-    fn trace(&self) -> Option<&TraceId> {
-        self.scratch.traceparent.get(TRACE_ID)?.try_into().ok()
-    }
-
     /// Which of the snapshot's services it goes to, once that is known.
     pub fn service_index(&self) -> Option<usize> {
         self.service
@@ -288,6 +274,7 @@ impl Transaction {
         let now = Instant::now();
         let took = now - self.try_begun();
         self.upstream = Some(took);
+        self.trace_answer(status);
         let Some((endpoint, state)) = self.endpoint_state() else { return };
         self.worker.counters.upstream_answered(endpoint.id, status, took);
         state.answered(took);
@@ -304,7 +291,7 @@ impl Transaction {
 
     fn count(&self, duration: Duration) {
         let counters = &self.worker.counters;
-        let trace = self.trace().map(|trace| (trace, self.worker.unix_ms_coarse()));
+        let trace = self.recorded_trace().map(|trace| (trace, self.worker.unix_ms_coarse()));
         counters.request_finished(self.route, self.method, self.status, duration, trace);
         counters.bytes_in.add(self.bytes_in);
         counters.bytes_out.add(self.bytes_out);
@@ -371,6 +358,7 @@ impl Drop for Transaction {
         self.worker.set_now(ended);
         self.count(ended - self.started);
         self.log(ended);
+        self.send_record(ended);
         let mut scratch = std::mem::take(&mut self.scratch);
         // An operation that was dropped took its buffer along, and one that grew for a long head is not kept.
         let is_whole = |buf: &Vec<u8>| buf.capacity() > 0 && buf.capacity() <= SCRATCH_BYTES_MAX;
@@ -385,7 +373,7 @@ impl Drop for Transaction {
 }
 
 /// Appends the low `digits` hexadecimal digits of `value`.
-fn push_hex(value: u128, digits: usize, out: &mut Vec<u8>) {
+pub(super) fn push_hex(value: u128, digits: usize, out: &mut Vec<u8>) {
     let mut text = [[0; 2]; 16];
     for (pair, byte) in text.iter_mut().zip(value.to_be_bytes()) {
         *pair = HEX_PAIRS[usize::from(byte)];

@@ -20,6 +20,7 @@ use crate::redis::client::Settings;
 use crate::snapshot::{self, EndpointId, OnError, Phase, Seam, Snapshot};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
+use crate::telemetry::spans::SpanSender;
 use crate::traffic::balance::Balancer;
 use crate::traffic::outlier;
 use crate::traffic::retry::RetryBudget;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub redis: Option<RedisParts>,
     /// Random: keys the cache of verified tokens.
     pub token_key: [u8; 16],
+    /// The worker's own way to whoever makes spans of traced requests, where there is one.
+    pub spans: Option<SpanSender>,
 }
 
 /// What a worker needs to reach the ledger in Redis.
@@ -112,6 +115,8 @@ pub struct Worker {
     loaded: RefCell<Rc<Loaded>>,
     known: RefCell<Known>,
     log: RefCell<LogSender>,
+    /// Where records of traced requests come from and go to; `None` where nobody wants any.
+    pub spans: Option<RefCell<SpanSender>>,
     line: RefCell<Vec<u8>>,
     /// Renders times; its caches are the worker's.
     pub clock: RefCell<Clock>,
@@ -202,6 +207,7 @@ impl Worker {
             loaded: RefCell::new(loaded),
             known: RefCell::new(known),
             log: RefCell::new(parts.log),
+            spans: parts.spans.map(RefCell::new),
             line: RefCell::new(Vec::with_capacity(4096)),
             clock: RefCell::new(Clock::default()),
             usher: OnceCell::new(),
@@ -256,6 +262,11 @@ impl Worker {
     /// Milliseconds since the Unix epoch at `instant`, which was just read.
     pub fn unix_ms(&self, instant: Instant) -> u64 {
         (self.unix_at_tick.get() + instant.saturating_duration_since(self.ticked.get())).as_millis() as u64
+    }
+
+    /// Nanoseconds since the Unix epoch at `instant`, which was just read.
+    pub fn unix_ns(&self, instant: Instant) -> u64 {
+        (self.unix_at_tick.get() + instant.saturating_duration_since(self.ticked.get())).as_nanos() as u64
     }
 
     /// Milliseconds since the Unix epoch, a tick behind at most: for `Date`, which counts seconds.
@@ -378,13 +389,13 @@ impl Worker {
     /// Shows others how the endpoints stand.
     fn export(&self, now: Instant) {
         let loaded = Rc::clone(&self.loaded.borrow());
-        let mut idle = 0;
         for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
             for (endpoint, state) in service.endpoints.iter().zip(&state.endpoints) {
                 state.export(endpoint.id, &self.counters, now);
-                idle += state.idle();
             }
         }
+        let known = self.known.borrow();
+        let idle: usize = known.endpoints.values().map(|endpoint| endpoint.idle()).sum();
         self.counters.upstream_idle.set(idle as u64);
         self.counters.upstream_open.set(self.registry.count(Side::Upstream) as u64);
     }

@@ -144,6 +144,8 @@ pub struct Counters {
     pub panics: Counter,
     /// Access-log lines dropped because the log's reader was too slow.
     pub log_lines_dropped: Counter,
+    /// Records of traced requests dropped because the control plane was too slow.
+    pub spans_dropped: Counter,
     /// Body bytes from clients.
     pub bytes_in: Counter,
     /// Body bytes to clients.
@@ -281,6 +283,7 @@ impl Counters {
             accept_errors: Counter::default(),
             panics: Counter::default(),
             log_lines_dropped: Counter::default(),
+            spans_dropped: Counter::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
             upstream_connects: Counter::default(),

@@ -6,3 +6,4 @@ pub mod exposition;
 pub mod labels;
 pub mod log;
 pub mod reloads;
+pub mod spans;

@@ -36,5 +36,6 @@ mod slow;
 mod status;
 mod support;
 mod systemd;
+mod traces;
 mod tunnel;
 mod upgrade;

@@ -102,7 +102,7 @@ pub(super) fn auth(section: Section<'_>) -> Auth {
         keys,
         secret,
         algorithms: algorithms.into_iter().map(|(algorithm, _)| algorithm).collect(),
-        jwks_url: jwt.get("jwks_url", |node| jwks_url(node.text()?)),
+        jwks_url: jwt.get("jwks_url", |node| plain_url(node.text()?)),
         jwks_refresh: jwt.read("jwks_refresh", SECOND * 300, |node| node.duration(SECOND * 10..=SECOND * 86_400)),
         rules: Rules {
             issuers: words(jwt, "issuer"),
@@ -169,7 +169,7 @@ fn algorithms(jwt: Section<'_>) -> Vec<(Algorithm, Node)> {
 }
 
 /// Credentials in the address would be written down wherever it is.
-fn jwks_url(text: &str) -> Result<String, String> {
+pub(super) fn plain_url(text: &str) -> Result<String, String> {
     let problem = "must be a URL, https://… or http://…";
     let url = reqwest::Url::parse(text).map_err(|error| format!("{problem}: {error}"))?;
     match url.scheme() {

@@ -3,8 +3,13 @@
 use super::value::{Node, Table, Value};
 
 /// Where they are. A password is part of the URL; an API key is easily written where its hash belongs.
-const SECRETS: [&[&str]; 4] =
-    [&["redis", "url"], &["auth", "jwt", "secret"], &["auth", "api_keys", "hash"], &["admin", "key_hash"]];
+const SECRETS: [&[&str]; 5] = [
+    &["redis", "url"],
+    &["auth", "jwt", "secret"],
+    &["auth", "api_keys", "hash"],
+    &["admin", "key_hash"],
+    &["tracing", "authorization"],
+];
 
 /// Forgets how they were written, and what stands in the place of the tables that hold them.
 pub(super) fn hide(table: &mut Table) {

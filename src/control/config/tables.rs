@@ -45,6 +45,7 @@ pub(super) fn config(root: Section<'_>, origin: &str) -> Config {
         metrics: metrics(table("metrics")),
         logging: logging(table("logging")),
         level: level(table("logging")),
+        tracing: super::traces::tracing(table("tracing")),
         admin: super::admin::admin(table("admin")),
         discovery: super::admin::discovery(table("discovery")),
         redis: limits::redis(table("redis")),

@@ -20,11 +20,14 @@ pub(super) struct Workers {
 type Read = fn(&Counters) -> &Counter;
 
 /// Name, help, and where it is.
-const COUNTERS: [(&str, &str, Read); 22] = [
+const COUNTERS: [(&str, &str, Read); 23] = [
     ("connections_accepted", "Client connections accepted", |block| &block.connections_accepted),
     ("accept_errors", "Client connections that could not be accepted", |block| &block.accept_errors),
     ("panics", "Panics caught; each ended one connection", |block| &block.panics),
     ("log_lines_dropped", "Access-log lines dropped because their reader was slow", |block| &block.log_lines_dropped),
+    ("spans_dropped", "Traced requests of which no spans were made, since too many were waiting", |block| {
+        &block.spans_dropped
+    }),
     ("request_body_bytes", "Body bytes from clients", |block| &block.bytes_in),
     ("response_body_bytes", "Body bytes to clients", |block| &block.bytes_out),
     ("upstream_connects", "Upstream connections attempted", |block| &block.upstream_connects),

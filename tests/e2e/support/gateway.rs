@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -300,7 +300,8 @@ impl Drop for Gateway {
         let _ = self.process.wait();
         let _ = std::fs::remove_file(&self.config);
         if thread::panicking() {
-            let events = self.events.0.0.lock().expect("no panic");
+            // The panic may well have come while they were looked at.
+            let events = self.events.0.0.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("the gateway said:");
             events.iter().for_each(|event| eprintln!("  {event}"));
         }

@@ -42,8 +42,9 @@ fn the_reference_is_valid_and_shows_the_defaults() {
         assert_eq!(names, [("auth", "/api/v1/auth"), ("llm", "/api/v1/llm"), ("sms", "/api/v1/sms")]);
         let Config { redis, auth, admin, .. } = nothing_set();
         let discovery = Discovery { allow: None, ..config.discovery };
+        let tracing = Tracing { authorization: None, ..config.tracing };
         let origin = Config::BUILT_IN.to_owned();
-        let rest = Config { origin, services: Vec::new(), redis, auth, admin, discovery, ..config };
+        let rest = Config { origin, services: Vec::new(), redis, auth, admin, discovery, tracing, ..config };
         assert_eq!(rest, nothing_set());
     }
     let auth = &good(REFERENCE).services[0];
