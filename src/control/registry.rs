@@ -2,15 +2,17 @@
 //!
 //! Without Redis they are this process's. With it ([`shared`]) every gateway that shares it has the same: each learns of a
 //! change by a notice, reads all of them again every [`READ_EVERY`] whatever happens, and asks Redis, whose clock alone
-//! decides, before it forgets anybody. While Redis is away the last ones known stay in use, and nothing can be changed.
-//! Instances whose signs of life could not arrive meanwhile, or that a restarted Redis has lost, are brought back for one
-//! more time to live; those that were deregistered are not.
+//! decides, before it forgets anybody. While Redis is away, or takes no changes, the last ones known stay in use, and nothing
+//! can be changed. Instances whose signs of life could not arrive meanwhile, or that a restarted Redis has lost, are brought
+//! back for one more time to live; those that were deregistered are not. The same holds for a single service whose key in
+//! Redis cannot be read, while the others are well.
 
 pub mod book;
 pub mod instance;
 pub mod shared;
 pub mod validate;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use tokio::time::sleep;
 
 use self::book::{Book, Entry, INSTANCES_MAX, Put};
 use self::instance::{Change, Instance, InstanceId};
-use self::shared::{Away, Shared};
+use self::shared::{Away, Reading, Shared, Unreadable};
 use self::validate::Refused;
 use super::build;
 use super::config::{Allowed, Config, EndpointUrl};
@@ -55,7 +57,7 @@ pub enum RegistryError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// 503.
-    #[error("The registry is not available, so nothing can be changed. Try again later.")]
+    #[error("{}", .0.advice())]
     Away(#[from] Away),
 }
 
@@ -71,17 +73,45 @@ pub struct Registry {
 #[derive(Debug)]
 struct State {
     book: Book,
-    /// Redis is away: the book may be out of date.
-    stale: bool,
-    /// Counts what was changed here, so that what was read before is not taken for newer. Heartbeats do not count: who
-    /// takes an old expiry for the newest only asks again too early.
-    changes: u64,
+    /// Why the book may be out of date, when it may: Redis is away, or takes no changes.
+    stale: Option<Away>,
+    /// The services of which the book may be out of date, because their own keys cannot be read.
+    unreadable: BTreeMap<String, Unreadable>,
+    /// While Redis is read, what was changed here since: of that, what was read is not newer.
+    touched: Option<BTreeSet<(String, InstanceId)>>,
+}
+
+impl State {
+    /// Notes that what Redis has of `service` cannot be read, and says so once.
+    fn note_unreadable(&mut self, service: &str, unreadable: Unreadable) {
+        if !self.unreadable.contains_key(service) {
+            let known = self.book.of(service).count();
+            tracing::warn!(
+                service,
+                key = unreadable.key,
+                error = unreadable.why,
+                known,
+                "the registered instances of a service cannot be read; those known last stay in use, stale. {}",
+                unreadable.remedy()
+            );
+            self.unreadable.insert(service.to_owned(), unreadable);
+        }
+    }
+}
+
+/// Who is in the book and not in Redis.
+#[derive(Debug, Default)]
+struct Missed {
+    /// Brought back: Redis has lost them, or has heard no sign of life while nobody could give one.
+    restored: Vec<(String, Instance)>,
+    /// A service that has one whose time is over.
+    forgotten: Option<String>,
 }
 
 /// Who is registered with a service.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Whether Redis is away, so that this may be out of date.
+    /// Whether Redis is away, or has it where it cannot be read, so that this may be out of date.
     pub stale: bool,
     /// In the order of their identities.
     pub entries: Vec<(InstanceId, Entry)>,
@@ -103,10 +133,18 @@ pub async fn known(config: &Config, resolved: &Resolved) -> Book {
     let shared = Shared::new(config.redis.clone());
     let services = names_of(config);
     let address = build::redis_address(config, resolved);
-    shared.read(address, &services, config.discovery.allow.as_deref()).await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "Redis does not answer; registered instances are not known until it does");
-        Book::default()
-    })
+    match shared.read(address, &services, config.discovery.allow.as_deref()).await {
+        // What cannot be read, the registry tells as soon as it runs.
+        Ok(reading) => reading.book,
+        Err(error) if error.is_answer() => {
+            tracing::warn!(%error, "Redis answers with an error; registered instances are not known while it does");
+            Book::default()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "Redis does not answer; registered instances are not known until it does");
+            Book::default()
+        }
+    }
 }
 
 fn names_of(config: &Config) -> Vec<String> {
@@ -118,7 +156,7 @@ impl Registry {
     pub fn new(publisher: Arc<Publisher>, known: Book) -> Registry {
         let redis = publisher.read(|ingredients| ingredients.config.redis.clone());
         let shared = redis.server.is_some().then(|| Shared::new(redis));
-        let state = Mutex::new(State { book: known, stale: false, changes: 0 });
+        let state = Mutex::new(State { book: known, stale: None, unreadable: BTreeMap::new(), touched: None });
         Registry { publisher, shared, state, wake: Notify::new() }
     }
 
@@ -148,14 +186,16 @@ impl Registry {
         let id = InstanceId::of(service, &instance.url);
         let url = instance.url.to_string();
         let put = match &self.shared {
-            Some(shared) => shared.register(rules.redis, service, &instance).await.map_err(|away| self.refuse(away))?,
+            Some(shared) => {
+                shared.register(rules.redis, service, &instance).await.map_err(|away| self.refuse(service, away))?
+            }
             None => Put::Full,
         };
         if self.shared.is_some() && put == Put::Full {
             return Err(RegistryError::Full);
         }
         let now = Instant::now();
-        let own = self.change(|book| {
+        let own = self.change(service, id, |book| {
             let own = match self.shared {
                 Some(_) => {
                     book.insert(service, Entry { expires: now + instance.ttl, instance });
@@ -189,14 +229,14 @@ impl Registry {
         let renewed = match &self.shared {
             Some(shared) => {
                 let renewed = shared.renew(rules.redis, service, id, change, rules.allow.as_deref()).await;
-                let renewed = renewed.map_err(|away| self.refuse(away))?;
-                self.change(|book| match &renewed {
+                let renewed = renewed.map_err(|away| self.refuse(service, away))?;
+                self.change(service, id, |book| match &renewed {
                     Some(entry) => book.insert(service, entry.clone()),
                     None => drop(book.remove(service, id)),
                 });
                 renewed
             }
-            None => self.change(|book| {
+            None => self.change(service, id, |book| {
                 book.expire(now);
                 book.renew(service, id, change, now).cloned()
             }),
@@ -211,10 +251,12 @@ impl Registry {
     pub async fn deregister(&self, service: &str, id: InstanceId) -> Result<(), RegistryError> {
         let rules = self.rules_of_change(service)?;
         let was_shared = match &self.shared {
-            Some(shared) => shared.deregister(rules.redis, service, id).await.map_err(|away| self.refuse(away))?,
+            Some(shared) => {
+                shared.deregister(rules.redis, service, id).await.map_err(|away| self.refuse(service, away))?
+            }
             None => false,
         };
-        let was_known = self.change(|book| {
+        let was_known = self.change(service, id, |book| {
             if self.shared.is_none() {
                 book.expire(Instant::now());
             }
@@ -240,7 +282,8 @@ impl Registry {
         // Without Redis nobody is there whose time is over; with it, that is for Redis to say.
         let entries = state.book.of(service).filter(|(_, entry)| self.shared.is_some() || entry.expires > now);
         let entries = entries.map(|(id, entry)| (id, entry.clone())).collect();
-        Ok(Listing { stale: state.stale, entries })
+        let stale = state.stale.is_some() || state.unreadable.contains_key(service);
+        Ok(Listing { stale, entries })
     }
 
     /// Takes out who gives no sign of life, and learns what other gateways changed, for as long as the process runs.
@@ -248,15 +291,18 @@ impl Registry {
         if self.shared.is_some() {
             tokio::spawn(Arc::clone(&self).listen());
         }
+        let mut config_changes = self.publisher.config_changes();
         loop {
             match &self.shared {
-                Some(shared) => self.read(shared).await,
+                Some(shared) => self.read(shared).await.unwrap_or_else(|away| self.note(away)),
                 None => self.expire(),
             }
             sleep(LOOK_APART).await;
             tokio::select! {
                 () = sleep(self.pause()) => {}
                 () = self.wake.notified() => {}
+                // A service that was added may have instances already.
+                Ok(()) = config_changes.changed() => {}
             }
         }
     }
@@ -273,7 +319,7 @@ impl Registry {
                     self.wake.notify_one();
                 }
                 // It may be back, and empty, before it is asked the next time.
-                self.note(&Away::Lost);
+                self.note(Away::Lost);
                 self.wake.notify_one();
             }
             sleep(TRY_EVERY).await;
@@ -283,10 +329,10 @@ impl Registry {
     /// How long there is nothing to do unless somebody says so.
     fn pause(&self) -> Duration {
         let state = self.state();
-        let most = match (&self.shared, state.stale) {
-            (Some(_), true) => return TRY_EVERY,
-            (Some(_), false) => READ_EVERY,
-            (None, _) => Duration::from_secs(3_600),
+        let most = match &self.shared {
+            Some(_) if state.stale.is_some() || !state.unreadable.is_empty() => return TRY_EVERY,
+            Some(_) => READ_EVERY,
+            None => Duration::from_secs(3_600),
         };
         let next = state.book.next_expiry().map(|expiry| expiry.saturating_duration_since(Instant::now()));
         next.map_or(most, |next| next.min(most))
@@ -305,52 +351,64 @@ impl Registry {
     }
 
     /// Brings the book in line with Redis.
-    async fn read(&self, shared: &Shared) {
-        let before = self.state().changes;
+    async fn read(&self, shared: &Shared) -> Result<(), Away> {
+        self.state().touched = Some(BTreeSet::new());
         let (services, allow) = self.publisher.read(|ingredients| {
             let config = &ingredients.config;
             (names_of(config), config.discovery.allow.clone())
         });
-        let mut read = shared.read(self.redis(), &services, allow.as_deref()).await;
-        if let Ok(found) = &read
-            && self.restore(shared, found).await
-        {
-            read = shared.read(self.redis(), &services, allow.as_deref()).await;
+        let mut reading = shared.read(self.redis(), &services, allow.as_deref()).await?;
+        let missed = self.missed(&reading, &services);
+        if !missed.restored.is_empty() {
+            for (service, instance) in &missed.restored {
+                shared.restore(self.redis(), service, instance).await?;
+            }
+            reading = shared.read(self.redis(), &services, allow.as_deref()).await?;
         }
-        match read {
-            Ok(found) => self.adopt(found, before),
-            Err(away) => self.note(&away),
+        if let Some(service) = &missed.forgotten {
+            shared.try_writing(self.redis(), service).await?;
         }
+        self.adopt(reading);
+        Ok(())
     }
 
-    /// After Redis was away: brings back whom it has lost meanwhile. Returns whether there was anybody.
-    async fn restore(&self, shared: &Shared, found: &Book) -> bool {
-        let lost: Vec<(String, Instance)> = {
-            let state = self.state();
-            if !state.stale {
-                return false;
+    /// Who of `services` is in the book and not in Redis, though nobody deregistered it.
+    fn missed(&self, reading: &Reading, services: &[String]) -> Missed {
+        let state = self.state();
+        let mut missed = Missed::default();
+        for (service, id, entry) in state.book.all() {
+            let is_known = reading.book.get(service, id).is_some() || reading.gone.contains(&(service.to_owned(), id));
+            let is_read = services.iter().any(|read| read == service) && !reading.unreadable.contains_key(service);
+            if is_known || !is_read {
+                continue;
             }
-            let lost = state.book.all().filter(|(service, id, _)| found.get(service, *id).is_none());
-            lost.map(|(service, _, entry)| (service.to_owned(), entry.instance.clone())).collect()
-        };
-        for (service, instance) in &lost {
-            if let Err(error) = shared.restore(self.redis(), service, instance).await {
-                tracing::debug!(%error, "an instance could not be brought back");
+            match state.stale.is_some() || state.unreadable.contains_key(service) {
+                true => missed.restored.push((service.to_owned(), entry.instance.clone())),
+                false => missed.forgotten = Some(service.to_owned()),
             }
         }
-        !lost.is_empty()
+        missed
     }
 
-    fn adopt(&self, found: Book, before: u64) {
+    fn adopt(&self, reading: Reading) {
+        let Reading { book: mut found, unreadable, .. } = reading;
         let mut state = self.state();
-        if state.stale {
-            state.stale = false;
+        if state.stale.take().is_some() {
             tracing::info!("Redis answers again; registered instances are up to date");
         }
-        if state.changes != before {
-            // Something was changed here since it was asked.
-            drop(state);
-            return self.wake.notify_one();
+        for service in state.unreadable.keys().filter(|service| !unreadable.contains_key(*service)) {
+            tracing::info!(service, "the registered instances of a service can be read again");
+        }
+        state.unreadable.retain(|service, _| unreadable.contains_key(service));
+        for (service, why) in unreadable {
+            found.keep(&service, &state.book);
+            state.note_unreadable(&service, why);
+        }
+        for (service, id) in state.touched.take().unwrap_or_default() {
+            match state.book.get(&service, id) {
+                Some(entry) => found.insert(&service, entry.clone()),
+                None => drop(found.remove(&service, id)),
+            }
         }
         for (service, id, _) in state.book.all().filter(|(service, id, _)| found.get(service, *id).is_none()) {
             tracing::info!(service, %id, "an instance is no longer registered");
@@ -359,13 +417,14 @@ impl Registry {
         self.publisher.set_registered(state.book.registered());
     }
 
-    /// Changes the book and publishes what has changed in it.
-    fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
+    /// Changes what the book has of an instance, and publishes what has changed.
+    fn change<T>(&self, service: &str, id: InstanceId, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state.book);
         // Under the lock, so that the last word published is the last one said.
-        if self.publisher.set_registered(state.book.registered()).is_some() {
-            state.changes += 1;
+        self.publisher.set_registered(state.book.registered());
+        if let Some(touched) = &mut state.touched {
+            touched.insert((service.to_owned(), id));
         }
         drop(state);
         if self.shared.is_none() {
@@ -374,21 +433,34 @@ impl Registry {
         result
     }
 
-    /// Notes that Redis is away, and says so once.
-    fn note(&self, away: &Away) {
+    /// Notes that Redis is away, or refuses, and says so once.
+    fn note(&self, away: Away) {
         let mut state = self.state();
-        if !state.stale {
-            state.stale = true;
-            let known = state.book.all().count();
-            tracing::warn!(error = %away, known, "Redis does not answer; the instances known last stay in use, stale");
+        let known = state.book.all().count();
+        let before = state.stale.replace(away.clone());
+        match (before.map(|before| before.is_answer()), away.is_answer()) {
+            (Some(before), now) if before == now => {}
+            (_, true) => tracing::warn!(
+                error = %away,
+                known,
+                "Redis answers with an error; the instances known last stay in use, stale, until it takes changes again"
+            ),
+            (_, false) => tracing::warn!(
+                error = %away,
+                known,
+                "Redis does not answer; the instances known last stay in use, stale"
+            ),
         }
     }
 
-    /// A change that Redis did not take.
-    fn refuse(&self, away: Away) -> RegistryError {
-        match away.is_answer() {
-            true => tracing::warn!(error = %away, "Redis refuses a change of the registered instances"),
-            false => self.note(&away),
+    /// A change of `service` that Redis did not take.
+    fn refuse(&self, service: &str, away: Away) -> RegistryError {
+        match &away {
+            Away::Unreadable(unreadable) => self.state().note_unreadable(service, unreadable.clone()),
+            _ if away.is_answer() => {
+                tracing::warn!(service, error = %away, "Redis refuses a change of the registered instances");
+            }
+            _ => self.note(away.clone()),
         }
         self.wake.notify_one();
         away.into()
@@ -409,11 +481,15 @@ impl Registry {
     /// The same, for a change: until what Redis lost is brought back, it does not know whom a change is about.
     fn rules_of_change(&self, service: &str) -> Result<Rules, RegistryError> {
         let rules = self.rules(service)?;
-        if self.state().stale {
-            self.wake.notify_one();
-            return Err(RegistryError::Away(Away::Lost));
+        let state = self.state();
+        let unreadable = state.unreadable.get(service).cloned().map(Away::from);
+        match state.stale.clone().or(unreadable) {
+            Some(away) => {
+                self.wake.notify_one();
+                Err(away.into())
+            }
+            None => Ok(rules),
         }
-        Ok(rules)
     }
 
     fn redis(&self) -> Option<Address> {
