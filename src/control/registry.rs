@@ -9,6 +9,7 @@
 
 pub mod book;
 pub mod instance;
+mod own;
 pub mod shared;
 pub mod validate;
 
@@ -17,7 +18,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -65,6 +65,7 @@ pub enum RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     publisher: Arc<Publisher>,
+    listening: Option<SocketAddr>,
     shared: Option<Shared>,
     state: Mutex<State>,
     wake: Notify,
@@ -152,12 +153,13 @@ fn names_of(config: &Config) -> Vec<String> {
 }
 
 impl Registry {
-    /// A registry that begins with what is `known`, and tells `publisher` of its instances.
-    pub fn new(publisher: Arc<Publisher>, known: Book) -> Registry {
+    /// A registry that begins with what is `known`, and tells `publisher` of its instances. `listening` is where the gateway
+    /// takes requests, which no instance may be.
+    pub fn new(publisher: Arc<Publisher>, known: Book, listening: Option<SocketAddr>) -> Registry {
         let redis = publisher.read(|ingredients| ingredients.config.redis.clone());
         let shared = redis.server.is_some().then(|| Shared::new(redis));
         let state = Mutex::new(State { book: known, stale: None, unreadable: BTreeMap::new(), touched: None });
-        Registry { publisher, shared, state, wake: Notify::new() }
+        Registry { publisher, listening, shared, state, wake: Notify::new() }
     }
 
     /// The hash of the key that whoever changes or reads it must show; `None`: nobody may.
@@ -179,9 +181,14 @@ impl Registry {
         let rules = self.rules_of_change(service)?;
         let url = validate::url(url, rules.allow.as_deref())?;
         let instance = Instance { url, weight: validate::weight(weight)?, ttl: validate::ttl(ttl)? };
-        if let EndpointUrl::Name { host, .. } = &instance.url {
-            let found = resolve::lookup(host, &rules.dns_servers).await.unwrap_or_default();
-            validate::addresses(host, &found, rules.allow.as_deref())?;
+        match &instance.url {
+            EndpointUrl::Name { host, port, .. } => {
+                let found = resolve::lookup(host, &rules.dns_servers).await.unwrap_or_default();
+                validate::addresses(host, &found, rules.allow.as_deref())?;
+                found.iter().try_for_each(|ip| self.is_elsewhere(SocketAddr::new(*ip, *port)))?;
+            }
+            EndpointUrl::Address { address, .. } => self.is_elsewhere(*address)?,
+            EndpointUrl::Unix(_) | EndpointUrl::Srv { .. } => {}
         }
         let id = InstanceId::of(service, &instance.url);
         let url = instance.url.to_string();
@@ -216,6 +223,13 @@ impl Registry {
                 Ok((put, id, entry))
             }
             _ => Err(RegistryError::Full),
+        }
+    }
+
+    fn is_elsewhere(&self, address: SocketAddr) -> Result<(), Refused> {
+        match self.listening.is_some_and(|listening| own::is_own(listening, address)) {
+            true => Err(Refused::Own(address)),
+            false => Ok(()),
         }
     }
 
@@ -311,10 +325,9 @@ impl Registry {
     async fn listen(self: Arc<Self>) {
         let Some(shared) = &self.shared else { return };
         loop {
-            if let Ok(notices) = shared.notices(self.redis()).await {
+            if let Ok(mut notices) = shared.notices(self.redis()).await {
                 // What was said before somebody listened.
                 self.wake.notify_one();
-                let mut notices = std::pin::pin!(notices);
                 while notices.next().await.is_some() {
                     self.wake.notify_one();
                 }

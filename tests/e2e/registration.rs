@@ -1,6 +1,7 @@
 //! Instances that register themselves: alone, with gateways that share a Redis, and when that is away.
 
 mod hostile;
+mod ways;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -4,11 +4,12 @@
 //! What comes from Redis was written by another gateway at best: it is validated like what comes from a client.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
-use redis::aio::MultiplexedConnection;
+use futures_util::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
     RedisResult, Value,
@@ -23,6 +24,9 @@ use crate::snapshot::Address;
 
 /// How long connecting, or an answer, may take. Nobody's request waits for it, an operator's does.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a connection on which nothing is heard is asked for an answer.
+const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// How far Redis's clock may have been set back: what it has may end so much later than a new one.
 const SET_BACK: Duration = Duration::from_secs(60);
@@ -113,6 +117,32 @@ pub struct Reading {
 pub struct Shared {
     settings: Redis,
     connection: Mutex<Option<(Address, MultiplexedConnection)>>,
+}
+
+/// What gateways tell each other.
+pub struct Notices {
+    sink: PubSubSink,
+    messages: PubSubStream,
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").finish_non_exhaustive()
+    }
+}
+
+impl Notices {
+    /// Waits until another gateway, or this one, has changed something. `None`: the connection has ended, or is dead
+    /// without having ended, as when the way to Redis is cut.
+    pub async fn next(&mut self) -> Option<()> {
+        loop {
+            if let Ok(message) = timeout(PING_EVERY, self.messages.next()).await {
+                return message.map(drop);
+            }
+            let pong = timeout(TIMEOUT, self.sink.ping::<Value>()).await;
+            pong.ok()?.ok()?;
+        }
+    }
 }
 
 /// What a step in the life of an instance needs to know.
@@ -269,15 +299,16 @@ impl Shared {
         Ok(reading)
     }
 
-    /// Yields whenever another gateway, or this one, has changed something, until the connection ends.
+    /// Listens to what gateways change.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn notices(&self, at: Option<Address>) -> Result<impl Stream<Item = ()> + use<>, Away> {
+    pub async fn notices(&self, at: Option<Address>) -> Result<Notices, Away> {
         let client = self.client(&at.ok_or(Away::Address)?)?;
         let mut connection = timeout(TIMEOUT, client.get_async_pubsub()).await.map_err(|_| Away::Timeout)??;
         timeout(TIMEOUT, connection.subscribe(self.channel())).await.map_err(|_| Away::Timeout)??;
-        Ok(connection.into_on_message().map(drop))
+        let (sink, messages) = connection.split();
+        Ok(Notices { sink, messages })
     }
 
     async fn connect(&self, at: Option<Address>) -> Result<MultiplexedConnection, Away> {
