@@ -1,16 +1,19 @@
 //! Instances that register themselves while the gateway runs, and stay as long as they give signs of life.
 //!
 //! Without Redis they are this process's. With it ([`shared`]) every gateway that shares it has the same: each learns of a
-//! change by a notice, reads all of them again every [`READ_EVERY`] whatever happens, and asks Redis, whose clock alone
-//! decides, before it forgets anybody. While Redis is away, or takes no changes, the last ones known stay in use, and nothing
-//! can be changed. Instances whose signs of life could not arrive meanwhile, or that a restarted Redis has lost, are brought
-//! back for one more time to live; those that were deregistered are not. The same holds for a single service whose key in
-//! Redis cannot be read, while the others are well.
+//! change by a notice, reads all of them again every [`READ_EVERY`](upkeep::READ_EVERY) whatever happens, and asks Redis,
+//! whose clock alone decides, before it forgets anybody. While Redis is away, or takes no changes, the last ones known stay
+//! in use, and nothing can be changed. Instances whose signs of life could not arrive meanwhile, or that Redis has lost, are
+//! brought back for one more time to live; those that were deregistered are not. The same holds for a single service whose
+//! key in Redis cannot be read, while the others are well.
 
+pub mod away;
 pub mod book;
 pub mod instance;
 mod own;
+pub mod reading;
 pub mod shared;
+pub mod upkeep;
 pub mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
 
+use self::away::{Away, Unreadable};
 use self::book::{Book, Entry, INSTANCES_MAX, Put};
 use self::instance::{Change, Instance, InstanceId};
-use self::shared::{Away, Reading, Shared, Unreadable};
+use self::shared::Shared;
 use self::validate::Refused;
 use super::build;
 use super::config::{Allowed, Config, EndpointUrl};
@@ -31,15 +34,6 @@ use super::publisher::Publisher;
 use super::resolve::{self, Resolved};
 use crate::policy::auth::api_key::KeyHash;
 use crate::snapshot::Address;
-
-/// How often Redis is read when nothing else gives reason to.
-pub const READ_EVERY: Duration = Duration::from_secs(5);
-
-/// How often it is tried while it is away.
-const TRY_EVERY: Duration = Duration::from_secs(1);
-
-/// From one look at everything to the next, at least: many changes at once become few snapshots.
-const LOOK_APART: Duration = Duration::from_millis(50);
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -76,37 +70,12 @@ struct State {
     book: Book,
     /// Why the book may be out of date, when it may: Redis is away, or takes no changes.
     stale: Option<Away>,
+    /// Counts how often that was noted: a look at Redis from before says nothing of it.
+    noted: u64,
     /// The services of which the book may be out of date, because their own keys cannot be read.
     unreadable: BTreeMap<String, Unreadable>,
     /// While Redis is read, what was changed here since: of that, what was read is not newer.
     touched: Option<BTreeSet<(String, InstanceId)>>,
-}
-
-impl State {
-    /// Notes that what Redis has of `service` cannot be read, and says so once.
-    fn note_unreadable(&mut self, service: &str, unreadable: Unreadable) {
-        if !self.unreadable.contains_key(service) {
-            let known = self.book.of(service).count();
-            tracing::warn!(
-                service,
-                key = unreadable.key,
-                error = unreadable.why,
-                known,
-                "the registered instances of a service cannot be read; those known last stay in use, stale. {}",
-                unreadable.remedy()
-            );
-            self.unreadable.insert(service.to_owned(), unreadable);
-        }
-    }
-}
-
-/// Who is in the book and not in Redis.
-#[derive(Debug, Default)]
-struct Missed {
-    /// Brought back: Redis has lost them, or has heard no sign of life while nobody could give one.
-    restored: Vec<(String, Instance)>,
-    /// A service that has one whose time is over.
-    forgotten: Option<String>,
 }
 
 /// Who is registered with a service.
@@ -158,7 +127,8 @@ impl Registry {
     pub fn new(publisher: Arc<Publisher>, known: Book, listening: Option<SocketAddr>) -> Registry {
         let redis = publisher.read(|ingredients| ingredients.config.redis.clone());
         let shared = redis.server.is_some().then(|| Shared::new(redis));
-        let state = Mutex::new(State { book: known, stale: None, unreadable: BTreeMap::new(), touched: None });
+        let state =
+            Mutex::new(State { book: known, stale: None, noted: 0, unreadable: BTreeMap::new(), touched: None });
         Registry { publisher, listening, shared, state, wake: Notify::new() }
     }
 
@@ -300,136 +270,6 @@ impl Registry {
         Ok(Listing { stale, entries })
     }
 
-    /// Takes out who gives no sign of life, and learns what other gateways changed, for as long as the process runs.
-    pub async fn keep(self: Arc<Self>) {
-        if self.shared.is_some() {
-            tokio::spawn(Arc::clone(&self).listen());
-        }
-        let mut config_changes = self.publisher.config_changes();
-        loop {
-            match &self.shared {
-                Some(shared) => self.read(shared).await.unwrap_or_else(|away| self.note(away)),
-                None => self.expire(),
-            }
-            sleep(LOOK_APART).await;
-            tokio::select! {
-                () = sleep(self.pause()) => {}
-                () = self.wake.notified() => {}
-                // A service that was added may have instances already.
-                Ok(()) = config_changes.changed() => {}
-            }
-        }
-    }
-
-    /// Wakes [`Registry::keep`] whenever a gateway has changed something. Without, the change is seen at the next look.
-    async fn listen(self: Arc<Self>) {
-        let Some(shared) = &self.shared else { return };
-        loop {
-            if let Ok(mut notices) = shared.notices(self.redis()).await {
-                // What was said before somebody listened.
-                self.wake.notify_one();
-                while notices.next().await.is_some() {
-                    self.wake.notify_one();
-                }
-                // It may be back, and empty, before it is asked the next time.
-                self.note(Away::Lost);
-                self.wake.notify_one();
-            }
-            sleep(TRY_EVERY).await;
-        }
-    }
-
-    /// How long there is nothing to do unless somebody says so.
-    fn pause(&self) -> Duration {
-        let state = self.state();
-        let most = match &self.shared {
-            Some(_) if state.stale.is_some() || !state.unreadable.is_empty() => return TRY_EVERY,
-            Some(_) => READ_EVERY,
-            None => Duration::from_secs(3_600),
-        };
-        let next = state.book.next_expiry().map(|expiry| expiry.saturating_duration_since(Instant::now()));
-        next.map_or(most, |next| next.min(most))
-    }
-
-    fn expire(&self) {
-        let over = {
-            let mut state = self.state();
-            let over = state.book.expire(Instant::now());
-            self.publisher.set_registered(state.book.registered());
-            over
-        };
-        for (service, id) in over {
-            tracing::info!(service, %id, "an instance gave no sign of life; it is forgotten");
-        }
-    }
-
-    /// Brings the book in line with Redis.
-    async fn read(&self, shared: &Shared) -> Result<(), Away> {
-        self.state().touched = Some(BTreeSet::new());
-        let (services, allow) = self.publisher.read(|ingredients| {
-            let config = &ingredients.config;
-            (names_of(config), config.discovery.allow.clone())
-        });
-        let mut reading = shared.read(self.redis(), &services, allow.as_deref()).await?;
-        let missed = self.missed(&reading, &services);
-        if !missed.restored.is_empty() {
-            for (service, instance) in &missed.restored {
-                shared.restore(self.redis(), service, instance).await?;
-            }
-            reading = shared.read(self.redis(), &services, allow.as_deref()).await?;
-        }
-        if let Some(service) = &missed.forgotten {
-            shared.try_writing(self.redis(), service).await?;
-        }
-        self.adopt(reading);
-        Ok(())
-    }
-
-    /// Who of `services` is in the book and not in Redis, though nobody deregistered it.
-    fn missed(&self, reading: &Reading, services: &[String]) -> Missed {
-        let state = self.state();
-        let mut missed = Missed::default();
-        for (service, id, entry) in state.book.all() {
-            let is_known = reading.book.get(service, id).is_some() || reading.gone.contains(&(service.to_owned(), id));
-            let is_read = services.iter().any(|read| read == service) && !reading.unreadable.contains_key(service);
-            if is_known || !is_read {
-                continue;
-            }
-            match state.stale.is_some() || state.unreadable.contains_key(service) {
-                true => missed.restored.push((service.to_owned(), entry.instance.clone())),
-                false => missed.forgotten = Some(service.to_owned()),
-            }
-        }
-        missed
-    }
-
-    fn adopt(&self, reading: Reading) {
-        let Reading { book: mut found, unreadable, .. } = reading;
-        let mut state = self.state();
-        if state.stale.take().is_some() {
-            tracing::info!("Redis answers again; registered instances are up to date");
-        }
-        for service in state.unreadable.keys().filter(|service| !unreadable.contains_key(*service)) {
-            tracing::info!(service, "the registered instances of a service can be read again");
-        }
-        state.unreadable.retain(|service, _| unreadable.contains_key(service));
-        for (service, why) in unreadable {
-            found.keep(&service, &state.book);
-            state.note_unreadable(&service, why);
-        }
-        for (service, id) in state.touched.take().unwrap_or_default() {
-            match state.book.get(&service, id) {
-                Some(entry) => found.insert(&service, entry.clone()),
-                None => drop(found.remove(&service, id)),
-            }
-        }
-        for (service, id, _) in state.book.all().filter(|(service, id, _)| found.get(service, *id).is_none()) {
-            tracing::info!(service, %id, "an instance is no longer registered");
-        }
-        state.book = found;
-        self.publisher.set_registered(state.book.registered());
-    }
-
     /// Changes what the book has of an instance, and publishes what has changed.
     fn change<T>(&self, service: &str, id: InstanceId, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut state = self.state();
@@ -446,26 +286,6 @@ impl Registry {
         result
     }
 
-    /// Notes that Redis is away, or refuses, and says so once.
-    fn note(&self, away: Away) {
-        let mut state = self.state();
-        let known = state.book.all().count();
-        let before = state.stale.replace(away.clone());
-        match (before.map(|before| before.is_answer()), away.is_answer()) {
-            (Some(before), now) if before == now => {}
-            (_, true) => tracing::warn!(
-                error = %away,
-                known,
-                "Redis answers with an error; the instances known last stay in use, stale, until it takes changes again"
-            ),
-            (_, false) => tracing::warn!(
-                error = %away,
-                known,
-                "Redis does not answer; the instances known last stay in use, stale"
-            ),
-        }
-    }
-
     /// A change of `service` that Redis did not take.
     fn refuse(&self, service: &str, away: Away) -> RegistryError {
         match &away {
@@ -473,7 +293,7 @@ impl Registry {
             _ if away.is_answer() => {
                 tracing::warn!(service, error = %away, "Redis refuses a change of the registered instances");
             }
-            _ => self.note(away.clone()),
+            _ => self.note(&away),
         }
         self.wake.notify_one();
         away.into()

@@ -54,7 +54,7 @@ local is_gone = old and string.find(old, ' gone$')
 local is_live = old and not is_gone
 
 -- Of those deregistered, no more are remembered than there may be instances: the soonest to end go first.
-local remembered = step == 'deregister' and is_live and max - 1 or max
+local remembered = step == 'deregister' and not is_gone and max - 1 or max
 if #gone > remembered then
     table.sort(gone, function(a, b) return a[1] < b[1] end)
     for i = 1, #gone - remembered do redis.call('HDEL', key, gone[i][2]) end
@@ -91,10 +91,13 @@ elseif step == 'renew' and is_live then
     entry = write(tonumber(ttl), string.format('%s %s %s', ttl, weight, its_url))
     result = 'known'
     if weight ~= old_weight then publish() end
-elseif step == 'deregister' and is_live then
+elseif step == 'deregister' and not is_gone then
+    -- One that was lost with Redis too: a gateway that is still cut off knows it, and would bring it back.
     write(REMEMBERED, 'gone')
-    result = 'known'
-    publish()
+    if is_live then
+        result = 'known'
+        publish()
+    end
 elseif step == 'try' then
     -- Whether anything can be written at all; nobody sees it.
     redis.call('HSET', key, 'try', '')

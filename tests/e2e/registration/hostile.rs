@@ -184,6 +184,46 @@ fn deregistrations_are_remembered_up_to_a_number() {
 }
 
 #[test]
+fn what_redis_loses_is_brought_back() {
+    let (first, second) = (Backend::answering(OK), Backend::answering(OK));
+    let redis = RedisServer::start(&[]);
+    let gateways = [on_redis(&first, &redis), on_redis(&first, &redis)];
+    let at = register(&gateways[0], &second.url(), 600);
+    until("the other one has it", || listed(&gateways[1]) == [second.url()]);
+    for _ in 0..3 {
+        // As when its memory is full and its policy is to evict.
+        assert_eq!(redis.command(&["DEL", HASH]), ":1");
+        redis.command(&["PUBLISH", "t:registry", "api"]);
+        until("it is back", || redis.command(&["HLEN", HASH]) == ":1");
+        assert!(gateways.iter().all(|gateway| listed(gateway) == [second.url()]));
+    }
+    assert_eq!(ask(&gateways[1], "PUT", &at, "").status, 200);
+    assert_eq!(ask(&gateways[1], "DELETE", &at, "").status, 204);
+    until("it is gone", || gateways.iter().all(|gateway| listed(gateway).is_empty()));
+    assert_eq!(said(&gateways[0], "in use, stale"), 0);
+}
+
+#[test]
+fn a_deregistration_of_one_that_redis_has_lost_is_remembered_too() {
+    let backend = Backend::answering(OK);
+    let redis = RedisServer::start(&[]);
+    let gateway = on_redis(&backend, &redis);
+    let at = register(&gateway, "http://127.0.0.1:9", 600);
+    let id = at.rsplit('/').next().expect("an id");
+    // It has read what was registered, and has no reason to read again for a while.
+    thread::sleep(Duration::from_millis(300));
+    // As a restart does; another gateway, still cut off, is about to bring it back.
+    assert_eq!(redis.command(&["DEL", HASH]), ":1");
+    for _ in 0..2 {
+        assert_eq!(ask(&gateway, "DELETE", &at, "").reason(), "unknown_instance");
+        assert!(redis.command(&["HGET", HASH, id]).ends_with(" gone"));
+    }
+    let lifetime: u64 = redis.command(&["PTTL", HASH])[1..].parse().expect("a number");
+    assert!((590_000..=600_000).contains(&lifetime), "{lifetime}");
+    assert_eq!(register(&gateway, "http://127.0.0.1:9", 600), at, "but it may register again");
+}
+
+#[test]
 fn the_log_says_whether_redis_answers() {
     let (first, second) = (Backend::answering(OK), Backend::answering(OK));
     let mut redis = RedisServer::start(&[]);

@@ -12,6 +12,7 @@ use ringway::policy::auth::api_key::KeyHash;
 
 use super::{KEY, OK, PATH, ask, json, listed, on_redis, register, tables};
 use crate::redis::RedisServer;
+use crate::support::dns::DnsServer;
 use crate::support::{Backend, Gateway, until};
 
 /// Everything to one service.
@@ -44,6 +45,12 @@ fn a_loop_that_nobody_sees_ends() {
     let second = Gateway::start(&all_to(&format!("\"http://{}\"", first.address)));
     let at = register(&first, &format!("http://{}", second.address), 60);
     let start = Instant::now();
+    assert!(matches!(first.get("/x").status, 431 | 502));
+    let rounds = || first.log.all().len() + second.log.all().len();
+    until("its head has grown too large", || {
+        [&first, &second].iter().any(|gateway| gateway.log.all().iter().any(|line| line["status"] == 431))
+    });
+    assert!((500..2_000).contains(&rounds()), "{}", rounds());
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert!(matches!(first.get("/x").status, 431 | 502 | 503)));
@@ -55,6 +62,25 @@ fn a_loop_that_nobody_sees_ends() {
     }
     assert_eq!(ask(&first, "DELETE", &at, "").status, 204);
     until("the way round is closed", || second.get("/x").reason_or_none().is_none() && first.get("/x").status == 503);
+}
+
+#[test]
+fn a_name_that_comes_to_stand_for_a_forbidden_address_gets_no_request() {
+    let backend = Backend::answering(OK);
+    let dns = DnsServer::start(&["app A 127.0.0.1", "*._tcp SRV 1 1 80 app"]);
+    let gateway = Gateway::start(&format!("{}\ndns_refresh = \"1s\"\n{}", dns.discovery().trim_end(), all_to("")));
+    let url = format!("http://app.example.test:{}", backend.address.port());
+    register(&gateway, &url, 600);
+    until("it answers", || gateway.get("/").status == 200);
+    for address in ["169.254.169.254", "0.0.0.0", "224.0.0.1"] {
+        dns.serve(&[&format!("app A {address}")]);
+        until("nobody answers", || gateway.get("/").reason_or_none().as_deref() == Some("no_healthy_endpoint"));
+        assert_eq!(listed(&gateway), [url.as_str()], "it is still registered");
+        dns.serve(&["app A 127.0.0.1"]);
+        until("it answers again", || gateway.get("/").status == 200);
+    }
+    let srv = ask(&gateway, "POST", PATH, "{\"url\": \"srv+http://_a._tcp.example.test\"}");
+    assert_eq!(srv.reason(), "instance_url_malformed", "nobody registers SRV records");
 }
 
 /// Passes everything on to `target` and back, but for the connections that are cut: they stay open, and nothing arrives.
