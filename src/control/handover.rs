@@ -189,6 +189,11 @@ impl Handover {
         Handover { program, arguments: arguments.collect(), sockets, is_shared }
     }
 
+    /// Where the sockets listen.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.sockets.first()?.local_addr().ok()
+    }
+
     /// Starts the next process, gives it the sockets, and waits until it serves. When the future is
     /// dropped before that, the next process is ended.
     ///

@@ -1,27 +1,32 @@
 //! Instances that register themselves while the gateway runs, and stay as long as they give signs of life.
 //!
 //! Without Redis they are this process's. With it ([`shared`]) every gateway that shares it has the same: each learns of a
-//! change by a notice, reads all of them again every [`READ_EVERY`] whatever happens, and asks Redis, whose clock alone
-//! decides, before it forgets anybody. While Redis is away the last ones known stay in use, and nothing can be changed.
-//! Instances whose signs of life could not arrive meanwhile, or that a restarted Redis has lost, are brought back for one
-//! more time to live; those that were deregistered are not.
+//! change by a notice, reads all of them again every [`READ_EVERY`](upkeep::READ_EVERY) whatever happens, and asks Redis,
+//! whose clock alone decides, before it forgets anybody. While Redis is away, or takes no changes, the last ones known stay
+//! in use, and nothing can be changed. Instances whose signs of life could not arrive meanwhile, or that Redis has lost, are
+//! brought back for one more time to live; those that were deregistered are not. The same holds for a single service whose
+//! key in Redis cannot be read, while the others are well.
 
+pub mod away;
 pub mod book;
 pub mod instance;
+mod own;
+pub mod reading;
 pub mod shared;
+pub mod upkeep;
 pub mod validate;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use tokio::sync::Notify;
-use tokio::time::sleep;
 
+use self::away::{Away, Unreadable};
 use self::book::{Book, Entry, INSTANCES_MAX, Put};
 use self::instance::{Change, Instance, InstanceId};
-use self::shared::{Away, Shared};
+use self::shared::Shared;
 use self::validate::Refused;
 use super::build;
 use super::config::{Allowed, Config, EndpointUrl};
@@ -29,15 +34,6 @@ use super::publisher::Publisher;
 use super::resolve::{self, Resolved};
 use crate::policy::auth::api_key::KeyHash;
 use crate::snapshot::Address;
-
-/// How often Redis is read when nothing else gives reason to.
-pub const READ_EVERY: Duration = Duration::from_secs(5);
-
-/// How often it is tried while it is away.
-const TRY_EVERY: Duration = Duration::from_secs(1);
-
-/// From one look at everything to the next, at least: many changes at once become few snapshots.
-const LOOK_APART: Duration = Duration::from_millis(50);
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +51,7 @@ pub enum RegistryError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// 503.
-    #[error("The registry is not available, so nothing can be changed. Try again later.")]
+    #[error("{}", .0.advice())]
     Away(#[from] Away),
 }
 
@@ -63,6 +59,7 @@ pub enum RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     publisher: Arc<Publisher>,
+    listening: Option<SocketAddr>,
     shared: Option<Shared>,
     state: Mutex<State>,
     wake: Notify,
@@ -71,17 +68,20 @@ pub struct Registry {
 #[derive(Debug)]
 struct State {
     book: Book,
-    /// Redis is away: the book may be out of date.
-    stale: bool,
-    /// Counts what was changed here, so that what was read before is not taken for newer. Heartbeats do not count: who
-    /// takes an old expiry for the newest only asks again too early.
-    changes: u64,
+    /// Why the book may be out of date, when it may: Redis is away, or takes no changes.
+    stale: Option<Away>,
+    /// Counts how often that was noted: a look at Redis from before says nothing of it.
+    noted: u64,
+    /// The services of which the book may be out of date, because their own keys cannot be read.
+    unreadable: BTreeMap<String, Unreadable>,
+    /// While Redis is read, what was changed here since: of that, what was read is not newer.
+    touched: Option<BTreeSet<(String, InstanceId)>>,
 }
 
 /// Who is registered with a service.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Whether Redis is away, so that this may be out of date.
+    /// Whether Redis is away, or has it where it cannot be read, so that this may be out of date.
     pub stale: bool,
     /// In the order of their identities.
     pub entries: Vec<(InstanceId, Entry)>,
@@ -103,10 +103,18 @@ pub async fn known(config: &Config, resolved: &Resolved) -> Book {
     let shared = Shared::new(config.redis.clone());
     let services = names_of(config);
     let address = build::redis_address(config, resolved);
-    shared.read(address, &services, config.discovery.allow.as_deref()).await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "Redis does not answer; registered instances are not known until it does");
-        Book::default()
-    })
+    match shared.read(address, &services, config.discovery.allow.as_deref()).await {
+        // What cannot be read, the registry tells as soon as it runs.
+        Ok(reading) => reading.book,
+        Err(error) if error.is_answer() => {
+            tracing::warn!(%error, "Redis answers with an error; registered instances are not known while it does");
+            Book::default()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "Redis does not answer; registered instances are not known until it does");
+            Book::default()
+        }
+    }
 }
 
 fn names_of(config: &Config) -> Vec<String> {
@@ -114,12 +122,14 @@ fn names_of(config: &Config) -> Vec<String> {
 }
 
 impl Registry {
-    /// A registry that begins with what is `known`, and tells `publisher` of its instances.
-    pub fn new(publisher: Arc<Publisher>, known: Book) -> Registry {
+    /// A registry that begins with what is `known`, and tells `publisher` of its instances. `listening` is where the gateway
+    /// takes requests, which no instance may be.
+    pub fn new(publisher: Arc<Publisher>, known: Book, listening: Option<SocketAddr>) -> Registry {
         let redis = publisher.read(|ingredients| ingredients.config.redis.clone());
         let shared = redis.server.is_some().then(|| Shared::new(redis));
-        let state = Mutex::new(State { book: known, stale: false, changes: 0 });
-        Registry { publisher, shared, state, wake: Notify::new() }
+        let state =
+            Mutex::new(State { book: known, stale: None, noted: 0, unreadable: BTreeMap::new(), touched: None });
+        Registry { publisher, listening, shared, state, wake: Notify::new() }
     }
 
     /// The hash of the key that whoever changes or reads it must show; `None`: nobody may.
@@ -141,21 +151,28 @@ impl Registry {
         let rules = self.rules_of_change(service)?;
         let url = validate::url(url, rules.allow.as_deref())?;
         let instance = Instance { url, weight: validate::weight(weight)?, ttl: validate::ttl(ttl)? };
-        if let EndpointUrl::Name { host, .. } = &instance.url {
-            let found = resolve::lookup(host, &rules.dns_servers).await.unwrap_or_default();
-            validate::addresses(host, &found, rules.allow.as_deref())?;
+        match &instance.url {
+            EndpointUrl::Name { host, port, .. } => {
+                let found = resolve::lookup(host, &rules.dns_servers).await.unwrap_or_default();
+                validate::addresses(host, &found, rules.allow.as_deref())?;
+                found.iter().try_for_each(|ip| self.is_elsewhere(SocketAddr::new(*ip, *port)))?;
+            }
+            EndpointUrl::Address { address, .. } => self.is_elsewhere(*address)?,
+            EndpointUrl::Unix(_) | EndpointUrl::Srv { .. } => {}
         }
         let id = InstanceId::of(service, &instance.url);
         let url = instance.url.to_string();
         let put = match &self.shared {
-            Some(shared) => shared.register(rules.redis, service, &instance).await.map_err(|away| self.refuse(away))?,
+            Some(shared) => {
+                shared.register(rules.redis, service, &instance).await.map_err(|away| self.refuse(service, away))?
+            }
             None => Put::Full,
         };
         if self.shared.is_some() && put == Put::Full {
             return Err(RegistryError::Full);
         }
         let now = Instant::now();
-        let own = self.change(|book| {
+        let own = self.change(service, id, |book| {
             let own = match self.shared {
                 Some(_) => {
                     book.insert(service, Entry { expires: now + instance.ttl, instance });
@@ -179,6 +196,13 @@ impl Registry {
         }
     }
 
+    fn is_elsewhere(&self, address: SocketAddr) -> Result<(), Refused> {
+        match self.listening.is_some_and(|listening| own::is_own(listening, address)) {
+            true => Err(Refused::Own(address)),
+            false => Ok(()),
+        }
+    }
+
     /// A sign of life of an instance.
     ///
     /// # Errors
@@ -189,14 +213,14 @@ impl Registry {
         let renewed = match &self.shared {
             Some(shared) => {
                 let renewed = shared.renew(rules.redis, service, id, change, rules.allow.as_deref()).await;
-                let renewed = renewed.map_err(|away| self.refuse(away))?;
-                self.change(|book| match &renewed {
+                let renewed = renewed.map_err(|away| self.refuse(service, away))?;
+                self.change(service, id, |book| match &renewed {
                     Some(entry) => book.insert(service, entry.clone()),
                     None => drop(book.remove(service, id)),
                 });
                 renewed
             }
-            None => self.change(|book| {
+            None => self.change(service, id, |book| {
                 book.expire(now);
                 book.renew(service, id, change, now).cloned()
             }),
@@ -211,10 +235,12 @@ impl Registry {
     pub async fn deregister(&self, service: &str, id: InstanceId) -> Result<(), RegistryError> {
         let rules = self.rules_of_change(service)?;
         let was_shared = match &self.shared {
-            Some(shared) => shared.deregister(rules.redis, service, id).await.map_err(|away| self.refuse(away))?,
+            Some(shared) => {
+                shared.deregister(rules.redis, service, id).await.map_err(|away| self.refuse(service, away))?
+            }
             None => false,
         };
-        let was_known = self.change(|book| {
+        let was_known = self.change(service, id, |book| {
             if self.shared.is_none() {
                 book.expire(Instant::now());
             }
@@ -240,132 +266,18 @@ impl Registry {
         // Without Redis nobody is there whose time is over; with it, that is for Redis to say.
         let entries = state.book.of(service).filter(|(_, entry)| self.shared.is_some() || entry.expires > now);
         let entries = entries.map(|(id, entry)| (id, entry.clone())).collect();
-        Ok(Listing { stale: state.stale, entries })
+        let stale = state.stale.is_some() || state.unreadable.contains_key(service);
+        Ok(Listing { stale, entries })
     }
 
-    /// Takes out who gives no sign of life, and learns what other gateways changed, for as long as the process runs.
-    pub async fn keep(self: Arc<Self>) {
-        if self.shared.is_some() {
-            tokio::spawn(Arc::clone(&self).listen());
-        }
-        loop {
-            match &self.shared {
-                Some(shared) => self.read(shared).await,
-                None => self.expire(),
-            }
-            sleep(LOOK_APART).await;
-            tokio::select! {
-                () = sleep(self.pause()) => {}
-                () = self.wake.notified() => {}
-            }
-        }
-    }
-
-    /// Wakes [`Registry::keep`] whenever a gateway has changed something. Without, the change is seen at the next look.
-    async fn listen(self: Arc<Self>) {
-        let Some(shared) = &self.shared else { return };
-        loop {
-            if let Ok(notices) = shared.notices(self.redis()).await {
-                // What was said before somebody listened.
-                self.wake.notify_one();
-                let mut notices = std::pin::pin!(notices);
-                while notices.next().await.is_some() {
-                    self.wake.notify_one();
-                }
-                // It may be back, and empty, before it is asked the next time.
-                self.note(&Away::Lost);
-                self.wake.notify_one();
-            }
-            sleep(TRY_EVERY).await;
-        }
-    }
-
-    /// How long there is nothing to do unless somebody says so.
-    fn pause(&self) -> Duration {
-        let state = self.state();
-        let most = match (&self.shared, state.stale) {
-            (Some(_), true) => return TRY_EVERY,
-            (Some(_), false) => READ_EVERY,
-            (None, _) => Duration::from_secs(3_600),
-        };
-        let next = state.book.next_expiry().map(|expiry| expiry.saturating_duration_since(Instant::now()));
-        next.map_or(most, |next| next.min(most))
-    }
-
-    fn expire(&self) {
-        let over = {
-            let mut state = self.state();
-            let over = state.book.expire(Instant::now());
-            self.publisher.set_registered(state.book.registered());
-            over
-        };
-        for (service, id) in over {
-            tracing::info!(service, %id, "an instance gave no sign of life; it is forgotten");
-        }
-    }
-
-    /// Brings the book in line with Redis.
-    async fn read(&self, shared: &Shared) {
-        let before = self.state().changes;
-        let (services, allow) = self.publisher.read(|ingredients| {
-            let config = &ingredients.config;
-            (names_of(config), config.discovery.allow.clone())
-        });
-        let mut read = shared.read(self.redis(), &services, allow.as_deref()).await;
-        if let Ok(found) = &read
-            && self.restore(shared, found).await
-        {
-            read = shared.read(self.redis(), &services, allow.as_deref()).await;
-        }
-        match read {
-            Ok(found) => self.adopt(found, before),
-            Err(away) => self.note(&away),
-        }
-    }
-
-    /// After Redis was away: brings back whom it has lost meanwhile. Returns whether there was anybody.
-    async fn restore(&self, shared: &Shared, found: &Book) -> bool {
-        let lost: Vec<(String, Instance)> = {
-            let state = self.state();
-            if !state.stale {
-                return false;
-            }
-            let lost = state.book.all().filter(|(service, id, _)| found.get(service, *id).is_none());
-            lost.map(|(service, _, entry)| (service.to_owned(), entry.instance.clone())).collect()
-        };
-        for (service, instance) in &lost {
-            if let Err(error) = shared.restore(self.redis(), service, instance).await {
-                tracing::debug!(%error, "an instance could not be brought back");
-            }
-        }
-        !lost.is_empty()
-    }
-
-    fn adopt(&self, found: Book, before: u64) {
-        let mut state = self.state();
-        if state.stale {
-            state.stale = false;
-            tracing::info!("Redis answers again; registered instances are up to date");
-        }
-        if state.changes != before {
-            // Something was changed here since it was asked.
-            drop(state);
-            return self.wake.notify_one();
-        }
-        for (service, id, _) in state.book.all().filter(|(service, id, _)| found.get(service, *id).is_none()) {
-            tracing::info!(service, %id, "an instance is no longer registered");
-        }
-        state.book = found;
-        self.publisher.set_registered(state.book.registered());
-    }
-
-    /// Changes the book and publishes what has changed in it.
-    fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
+    /// Changes what the book has of an instance, and publishes what has changed.
+    fn change<T>(&self, service: &str, id: InstanceId, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state.book);
         // Under the lock, so that the last word published is the last one said.
-        if self.publisher.set_registered(state.book.registered()).is_some() {
-            state.changes += 1;
+        self.publisher.set_registered(state.book.registered());
+        if let Some(touched) = &mut state.touched {
+            touched.insert((service.to_owned(), id));
         }
         drop(state);
         if self.shared.is_none() {
@@ -374,21 +286,14 @@ impl Registry {
         result
     }
 
-    /// Notes that Redis is away, and says so once.
-    fn note(&self, away: &Away) {
-        let mut state = self.state();
-        if !state.stale {
-            state.stale = true;
-            let known = state.book.all().count();
-            tracing::warn!(error = %away, known, "Redis does not answer; the instances known last stay in use, stale");
-        }
-    }
-
-    /// A change that Redis did not take.
-    fn refuse(&self, away: Away) -> RegistryError {
-        match away.is_answer() {
-            true => tracing::warn!(error = %away, "Redis refuses a change of the registered instances"),
-            false => self.note(&away),
+    /// A change of `service` that Redis did not take.
+    fn refuse(&self, service: &str, away: Away) -> RegistryError {
+        match &away {
+            Away::Unreadable(unreadable) => self.state().note_unreadable(service, unreadable.clone()),
+            _ if away.is_answer() => {
+                tracing::warn!(service, error = %away, "Redis refuses a change of the registered instances");
+            }
+            _ => self.note(&away),
         }
         self.wake.notify_one();
         away.into()
@@ -409,11 +314,15 @@ impl Registry {
     /// The same, for a change: until what Redis lost is brought back, it does not know whom a change is about.
     fn rules_of_change(&self, service: &str) -> Result<Rules, RegistryError> {
         let rules = self.rules(service)?;
-        if self.state().stale {
-            self.wake.notify_one();
-            return Err(RegistryError::Away(Away::Lost));
+        let state = self.state();
+        let unreadable = state.unreadable.get(service).cloned().map(Away::from);
+        match state.stale.clone().or(unreadable) {
+            Some(away) => {
+                self.wake.notify_one();
+                Err(away.into())
+            }
+            None => Ok(rules),
         }
-        Ok(rules)
     }
 
     fn redis(&self) -> Option<Address> {

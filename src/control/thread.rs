@@ -87,6 +87,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let (config, labels) = (ingredients.config.clone(), Arc::clone(&ingredients.labels));
             let publisher = Arc::new(Publisher::new(ingredients));
             let drain = signals::Drain { delay: config.server.drain_delay, timeout: config.server.drain_timeout };
+            let listening = handover.address();
             // One that waits stands for any number of them.
             let (reload, reload_asked) = mpsc::channel(1);
             tokio::spawn(signals.obey(Arc::clone(&seam), drain, handover, reload, Arc::clone(&events)));
@@ -109,7 +110,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             tokio::spawn(events_watch::keep_watching(events));
             tokio::spawn(notify::keep_alive(counters.clone(), Arc::clone(&seam)));
             tokio::spawn(endpoint_watch::keep_watching(Arc::clone(&publisher), counters.clone()));
-            let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered));
+            let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered, listening));
             tokio::spawn(Arc::clone(&registry).keep());
             let routes = routes.merge(admin::instances::routes(registry));
             tokio::spawn(admin::serve(management, exposition, routes));

@@ -1,9 +1,14 @@
 //! Instances that register themselves: alone, with gateways that share a Redis, and when that is away.
 
+mod hostile;
+mod ways;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ringway::control::config::EndpointUrl;
+use ringway::control::registry::instance::InstanceId;
 use ringway::policy::auth::api_key::KeyHash;
 use serde_json::{Value, json};
 
@@ -55,6 +60,11 @@ fn listed(gateway: &Gateway) -> Vec<String> {
 
 fn is_stale(gateway: &Gateway) -> bool {
     json(&ask(gateway, "GET", PATH, ""))["stale"].as_bool().expect("a boolean")
+}
+
+/// The Unix time in so many ms.
+fn in_ms(more: u128) -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() + more
 }
 
 /// How many of ten requests `backend` gets.
@@ -183,6 +193,10 @@ fn what_is_refused() {
         "",
         "{",
         "[]",
+        "[\"http://127.0.0.1:1\", 1, \"30s\"]",
+        " \r\n\t[\"http://127.0.0.1:1\"]",
+        "null",
+        "\"http://127.0.0.1:1\"",
         "{}",
         "{\"url\": 1}",
         "{\"url\": \"http://a\", \"wait\": 1}",
@@ -212,6 +226,10 @@ fn what_is_refused() {
     }
     for ttl in [json!(4), json!(86_401), json!(-1), json!(1e300), json!("soon"), json!("4s")] {
         check(&json!({ "url": "http://127.0.0.1:1", "ttl": ttl }).to_string(), 422, "instance_ttl_invalid");
+    }
+    for body in ["[]", "[7]", "[7, \"60s\"]", "{", "null", "{\"weight\": [1]}"] {
+        let answer = ask(&gateway, "PUT", &format!("{PATH}/0123456789abcdef"), body);
+        assert_eq!((answer.status, answer.reason().as_str()), (400, "malformed_json"), "{body}: {}", answer.text());
     }
     let long = format!("{{\"url\": \"http://127.0.0.1:1\"{}}}", " ".repeat(20_000));
     check(&long, 413, "body_too_large");
@@ -343,8 +361,11 @@ fn gateways_that_share_a_redis_share_their_instances() {
     within_a_second("it is gone everywhere", &|| gateways.iter().all(|gateway| listed(gateway).is_empty()));
     assert_eq!(gateways.iter().map(|gateway| share(gateway, &second)).sum::<usize>(), 0);
     // Another gateway's word is not believed.
-    let expires = "99999999999999 30000 1 http://169.254.169.254";
-    assert_eq!(redis.command(&["HSET", "t:registry:api", "0123456789abcdef", expires]), ":1");
+    let forbidden =
+        EndpointUrl::Address { authority: "169.254.169.254".to_owned(), address: ([169, 254, 169, 254], 80).into() };
+    let id = InstanceId::of("api", &forbidden).to_string();
+    let entry = format!("{} 30000 1 {forbidden}", in_ms(30_000));
+    assert_eq!(redis.command(&["HSET", "t:registry:api", &id, &entry]), ":1");
     redis.command(&["PUBLISH", "t:registry", "api"]);
     thread::sleep(Duration::from_millis(300));
     assert!(gateways.iter().all(|gateway| listed(gateway).is_empty()));
@@ -460,7 +481,7 @@ fn who_was_deregistered_is_not_brought_back() {
     until("it is noticed", || is_stale(&gateway));
     let id = at.rsplit('/').next().expect("an id");
     // What another gateway does meanwhile.
-    assert_eq!(own.command(&["HSET", "t:registry:api", id, "99999999999999 gone"]), ":0");
+    assert_eq!(own.command(&["HSET", "t:registry:api", id, &format!("{} gone", in_ms(600_000))]), ":0");
     assert_eq!(own.command(&["CONFIG", "SET", "requirepass", ""]), "+OK");
     until("it is noticed", || !is_stale(&gateway));
     until("it is gone", || listed(&gateway).is_empty());

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Unexpected};
 use serde::{Deserialize, Serialize};
 
 use super::{allow_only, problem_about};
@@ -284,6 +284,10 @@ fn admit(registry: &Registry, headers: &HeaderMap) -> Result<(), Refusal> {
 /// The JSON in `body`; `None` when there is no body.
 async fn read<T: DeserializeOwned>(body: axum::body::Body) -> Result<Option<T>, Refusal> {
     let bytes = to_bytes(body, MANAGEMENT_BODY_BYTES as usize).await.map_err(|_| Refusal::Body)?;
+    // Serde takes an array for a struct, member by member.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Refusal::Json(serde::de::Error::invalid_type(Unexpected::Seq, &"a JSON object")));
+    }
     match bytes.is_empty() {
         true => Ok(None),
         false => serde_json::from_slice(&bytes).map(Some).map_err(Refusal::Json),

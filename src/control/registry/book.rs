@@ -60,6 +60,13 @@ impl Book {
         self.0.entry(service.to_owned()).or_default().insert(id, entry);
     }
 
+    /// Takes the instances of `service` as `other` has them.
+    pub fn keep(&mut self, service: &str, other: &Book) {
+        if let Some(entries) = other.0.get(service) {
+            self.0.insert(service.to_owned(), entries.clone());
+        }
+    }
+
     /// A sign of life. `None`: it is not there.
     pub fn renew(&mut self, service: &str, id: InstanceId, change: Change, now: Instant) -> Option<&Entry> {
         let entry = self.0.get_mut(service)?.get_mut(&id)?;

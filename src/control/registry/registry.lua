@@ -3,31 +3,62 @@
 -- KEYS[1]  the hash of a service's instances: id -> "<expires, Unix ms> <ttl, ms> <weight> <url>", or "<expires> gone" for
 --          one that was deregistered, which nobody may bring back by mistake until then
 -- ARGV     channel, what is published there, the most instances, step, id, ttl, weight, url; an empty ttl or weight stays
--- Returns  {result, now, entry}
+-- Returns  {result, now, entry}; the result is 'unreadable', the entry why, when the key holds something else
 local key, channel, notice, max = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local step, id, ttl, weight, url = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
 -- How long a deregistration is remembered: longer than gateways are cut off from Redis, most times.
 local REMEMBERED = 600000
 
+-- The ranges of validate.rs; an expiry may be a minute later than the longest ttl allows: the clock may have been set back.
+local TTL_MIN, TTL_MAX, WEIGHT_MAX, URL_BYTES_MAX = 5000, 86400000, 1000, 512
+local SET_BACK = 60000
+
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
--- Forget what is over; see who is left, and what ends last.
-local count, last, old = 0, now, nil
-local entries = redis.call('HGETALL', key)
+local entries = redis.pcall('HGETALL', key)
+if entries.err then return {'unreadable', string.format('%d', now), entries.err} end
+
+-- When a field ends, and whether it is a deregistration; nil for one that no gateway has written.
+local function read(field, text)
+    if #field ~= 16 or string.find(field, '[^0-9a-f]') then return nil end
+    local over = string.match(text, '^(%d+) gone$')
+    if over then return tonumber(over), true end
+    local expires, its_ttl, its_weight, its_url = string.match(text, '^(%d+) (%d+) (%d+) (.+)$')
+    if not expires then return nil end
+    local is_url = string.find(its_url, '^http://%S+$') or string.find(its_url, '^unix:/.')
+    its_ttl, its_weight = tonumber(its_ttl), tonumber(its_weight)
+    local is_good = is_url and #its_url <= URL_BYTES_MAX and its_ttl >= TTL_MIN and its_ttl <= TTL_MAX
+        and its_weight >= 1 and its_weight <= WEIGHT_MAX
+    if is_good then return tonumber(expires), false end
+end
+
+-- Forget what is over and what no gateway has written; see who is left, and what ends last.
+local count, last, old, gone = 0, now, nil, {}
 for i = 1, #entries, 2 do
-    local expires = tonumber(string.match(entries[i + 1], '^%d+'))
-    if not expires or expires <= now then
+    local expires, is_gone = read(entries[i], entries[i + 1])
+    if not expires or expires <= now or expires > now + TTL_MAX + SET_BACK then
         redis.call('HDEL', key, entries[i])
     else
         last = math.max(last, expires)
-        if not string.find(entries[i + 1], ' gone$') then count = count + 1 end
+        if is_gone then
+            gone[#gone + 1] = {expires, entries[i]}
+        else
+            count = count + 1
+        end
         if entries[i] == id then old = entries[i + 1] end
     end
 end
 local is_gone = old and string.find(old, ' gone$')
 local is_live = old and not is_gone
+
+-- Of those deregistered, no more are remembered than there may be instances: the soonest to end go first.
+local remembered = step == 'deregister' and not is_gone and max - 1 or max
+if #gone > remembered then
+    table.sort(gone, function(a, b) return a[1] < b[1] end)
+    for i = 1, #gone - remembered do redis.call('HDEL', key, gone[i][2]) end
+end
 
 local function write(lifetime, rest)
     local entry = string.format('%d %s', now + lifetime, rest)
@@ -60,9 +91,16 @@ elseif step == 'renew' and is_live then
     entry = write(tonumber(ttl), string.format('%s %s %s', ttl, weight, its_url))
     result = 'known'
     if weight ~= old_weight then publish() end
-elseif step == 'deregister' and is_live then
+elseif step == 'deregister' and not is_gone then
+    -- One that was lost with Redis too: a gateway that is still cut off knows it, and would bring it back.
     write(REMEMBERED, 'gone')
-    result = 'known'
-    publish()
+    if is_live then
+        result = 'known'
+        publish()
+    end
+elseif step == 'try' then
+    -- Whether anything can be written at all; nobody sees it.
+    redis.call('HSET', key, 'try', '')
+    redis.call('HDEL', key, 'try')
 end
 return {result, string.format('%d', now), entry}

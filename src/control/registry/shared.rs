@@ -3,58 +3,64 @@
 //!
 //! What comes from Redis was written by another gateway at best: it is validated like what comes from a client.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError};
+use futures_util::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError, RedisResult,
+    Value,
+};
 use tokio::time::timeout;
 
-use super::book::{Book, Entry, INSTANCES_MAX, Put};
+use super::away::{Away, Unreadable};
+use super::book::{Entry, INSTANCES_MAX, Put};
 use super::instance::{Change, Instance, InstanceId};
-use super::validate;
+use super::reading::{Field, Reading, read_field};
 use crate::control::config::{Allowed, Redis};
 use crate::snapshot::Address;
 
 /// How long connecting, or an answer, may take. Nobody's request waits for it, an operator's does.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a connection on which nothing is heard is asked for an answer.
+const PING_EVERY: Duration = Duration::from_secs(2);
 
 const SCRIPT: &str = include_str!("registry.lua");
-
-/// Why Redis was of no use.
-#[derive(Debug, thiserror::Error)]
-pub enum Away {
-    /// Its name does not resolve.
-    #[error("its address is not known")]
-    Address,
-    /// It was, and whether it is back is not known yet.
-    #[error("the connection was lost")]
-    Lost,
-    /// It did not answer in time.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// It cannot be reached, or refuses.
-    #[error(transparent)]
-    Redis(#[from] RedisError),
-    /// It answered what nobody understands.
-    #[error("an unexpected answer")]
-    Answer,
-}
-
-impl Away {
-    /// Whether Redis is there, and refuses: it is full, read-only, or does not let us.
-    pub fn is_answer(&self) -> bool {
-        matches!(self, Away::Redis(error) if error.code().is_some())
-    }
-}
 
 /// The registry in Redis.
 #[derive(Debug)]
 pub struct Shared {
     settings: Redis,
     connection: Mutex<Option<(Address, MultiplexedConnection)>>,
+}
+
+/// What gateways tell each other.
+pub struct Notices {
+    sink: PubSubSink,
+    messages: PubSubStream,
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").finish_non_exhaustive()
+    }
+}
+
+impl Notices {
+    /// Waits until another gateway, or this one, has changed something. `None`: the connection has ended, or is dead
+    /// without having ended, as when the way to Redis is cut.
+    pub async fn next(&mut self) -> Option<()> {
+        loop {
+            if let Ok(message) = timeout(PING_EVERY, self.messages.next()).await {
+                return message.map(drop);
+            }
+            let pong = timeout(TIMEOUT, self.sink.ping::<Value>()).await;
+            pong.ok()?.ok()?;
+        }
+    }
 }
 
 /// What a step in the life of an instance needs to know.
@@ -121,7 +127,10 @@ impl Shared {
     ) -> Result<Option<Entry>, Away> {
         let step = Step { name: "renew", id, ttl: change.ttl, weight: change.weight, url: "" };
         let (result, now, entry) = self.step(at, service, &step).await?;
-        Ok((result == "known").then(|| read_entry(&entry, now, Instant::now(), allow)).flatten())
+        match (result.as_str(), read_field(service, id.to_string().as_bytes(), &entry, now, Instant::now(), allow)) {
+            ("known", Some((_, Field::Live(entry)))) => Ok(Some(entry)),
+            _ => Ok(None),
+        }
     }
 
     /// Forgets an instance; whether it was there.
@@ -133,14 +142,35 @@ impl Shared {
         Ok(self.step(at, service, &step).await?.0 == "known")
     }
 
-    async fn step(&self, at: Option<Address>, service: &str, step: &Step<'_>) -> Result<(String, u64, String), Away> {
+    /// Whether anything can be written: instances whose signs of life Redis refuses are not to be forgotten for that.
+    ///
+    /// # Errors
+    /// As [`Shared::register`].
+    pub async fn try_writing(&self, at: Option<Address>, service: &str) -> Result<(), Away> {
+        self.script(at, service, ["try", "", "", "", ""].map(str::to_owned)).await.map(drop)
+    }
+
+    async fn step(&self, at: Option<Address>, service: &str, step: &Step<'_>) -> Result<(String, u64, Vec<u8>), Away> {
+        let ttl = step.ttl.map_or_else(String::new, |ttl| ttl.as_millis().to_string());
+        let weight = step.weight.map_or_else(String::new, |weight| weight.to_string());
+        self.script(at, service, [step.name.to_owned(), step.id.to_string(), ttl, weight, step.url.to_owned()]).await
+    }
+
+    async fn script(
+        &self,
+        at: Option<Address>,
+        service: &str,
+        args: [String; 5],
+    ) -> Result<(String, u64, Vec<u8>), Away> {
         let mut command = redis::cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(self.key(service)).arg(self.channel()).arg(service).arg(INSTANCES_MAX);
-        command.arg(step.name).arg(step.id.to_string());
-        command.arg(step.ttl.map_or_else(String::new, |ttl| ttl.as_millis().to_string()));
-        command.arg(step.weight.map_or_else(String::new, |weight| weight.to_string())).arg(step.url);
+        command.arg(&args);
         let mut connection = self.connect(at).await?;
-        let (result, now, entry): (String, String, String) = self.kept(command.query_async(&mut connection).await)?;
+        let (result, now, entry): (String, String, Vec<u8>) = self.kept(command.query_async(&mut connection).await)?;
+        if result == "unreadable" {
+            let why = String::from_utf8_lossy(&entry).into_owned();
+            return Err(Unreadable { key: self.key(service), why }.into());
+        }
         Ok((result, now.parse().map_err(|_| Away::Answer)?, entry))
     }
 
@@ -153,41 +183,50 @@ impl Shared {
         at: Option<Address>,
         services: &[String],
         allow: Option<&[Allowed]>,
-    ) -> Result<Book, Away> {
+    ) -> Result<Reading, Away> {
         let mut connection = self.connect(at).await?;
         let mut commands = redis::pipe();
-        commands.cmd("TIME");
+        // One service's key may hold anything: its error is its own.
+        commands.ignore_errors().cmd("TIME");
         for service in services {
             commands.cmd("HGETALL").arg(self.key(service));
         }
         let asked = Instant::now();
-        let answers: Vec<redis::Value> = self.kept(commands.query_async(&mut connection).await)?;
+        let answers: Vec<RedisResult<Value>> = self.kept(commands.query_async(&mut connection).await)?;
         let mut answers = answers.into_iter();
-        let time = answers.next().ok_or(Away::Answer)?;
+        let time = answers.next().ok_or(Away::Answer)??;
         let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(RedisError::from)?;
         let now = seconds * 1_000 + micros / 1_000;
-        let mut book = Book::default();
+        let mut reading = Reading::default();
         for (service, answer) in services.iter().zip(answers) {
-            let entries: HashMap<String, String> = redis::from_redis_value(answer).map_err(RedisError::from)?;
-            for (id, text) in entries {
-                let Some(entry) = read_entry(&text, now, asked, allow) else { continue };
-                if InstanceId::of(service, &entry.instance.url).to_string() == id {
-                    book.insert(service, entry);
+            match answer {
+                Ok(fields) => {
+                    let fields = redis::from_redis_value(fields).map_err(RedisError::from)?;
+                    reading.take(service, &fields, now, asked, allow);
                 }
+                // These say something of the key; others, of Redis as a whole.
+                Err(error) => match error.code() {
+                    Some(code @ ("WRONGTYPE" | "NOPERM")) => {
+                        let why = format!("{code} {}", error.detail().unwrap_or_default());
+                        reading.unreadable.insert(service.clone(), Unreadable { key: self.key(service), why });
+                    }
+                    _ => return Err(error.into()),
+                },
             }
         }
-        Ok(book)
+        Ok(reading)
     }
 
-    /// Yields whenever another gateway, or this one, has changed something, until the connection ends.
+    /// Listens to what gateways change.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn notices(&self, at: Option<Address>) -> Result<impl Stream<Item = ()> + use<>, Away> {
+    pub async fn notices(&self, at: Option<Address>) -> Result<Notices, Away> {
         let client = self.client(&at.ok_or(Away::Address)?)?;
         let mut connection = timeout(TIMEOUT, client.get_async_pubsub()).await.map_err(|_| Away::Timeout)??;
         timeout(TIMEOUT, connection.subscribe(self.channel())).await.map_err(|_| Away::Timeout)??;
-        Ok(connection.into_on_message().map(drop))
+        let (sink, messages) = connection.split();
+        Ok(Notices { sink, messages })
     }
 
     async fn connect(&self, at: Option<Address>) -> Result<MultiplexedConnection, Away> {
@@ -237,51 +276,5 @@ impl Shared {
 
     fn channel(&self) -> String {
         format!("{}:registry", self.settings.prefix)
-    }
-}
-
-/// Reads `<expires> <ttl> <weight> <url>`, which Redis had when its clock showed `now` and ours `at`. `None` for what is
-/// over, was deregistered, or may not be registered here.
-fn read_entry(text: &str, now: u64, at: Instant, allow: Option<&[Allowed]>) -> Option<Entry> {
-    let mut words = text.splitn(4, ' ');
-    let mut number = || words.next()?.parse::<u64>().ok();
-    let left = Duration::from_millis(number()?.checked_sub(now).filter(|left| *left > 0)?);
-    let ttl = validate::ttl(Duration::from_millis(number()?)).ok()?;
-    let weight = validate::weight(number()?).ok()?;
-    let url = validate::url(words.next()?, allow).ok()?;
-    Some(Entry { instance: Instance { url, weight, ttl }, expires: at + left.min(*validate::TTLS.end()) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_redis_has_is_not_believed() {
-        let at = Instant::now();
-        let check = |text: &str, expected: Option<(u64, &str)>| {
-            let entry = read_entry(text, 1_000, at, None);
-            let shown = entry.map(|entry| (entry.left(at).as_millis() as u64, entry.instance.url.to_string()));
-            assert_eq!(shown, expected.map(|(left, url)| (left, url.to_owned())), "{text}");
-        };
-        check("3000 30000 1 http://10.0.0.1:9001", Some((2_000, "http://10.0.0.1:9001")));
-        check("99999999999999 30000 1 http://a", Some((86_400_000, "http://a")));
-        for text in [
-            "",
-            "1000 30000 1 http://a",
-            "999 30000 1 http://a",
-            "2000 gone",
-            "2000 4999 1 http://a",
-            "2000 30000 0 http://a",
-            "2000 30000 1001 http://a",
-            "2000 30000 1 http://169.254.169.254",
-            "2000 30000 1 unix:/run/app.sock",
-            "2000 30000 1 http://a/x",
-            "2000 30000 1",
-            "-1 30000 1 http://a",
-            "99999999999999999999999 30000 1 http://a",
-        ] {
-            check(text, None);
-        }
     }
 }

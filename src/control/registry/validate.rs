@@ -39,6 +39,11 @@ pub enum Refused {
     /// Not in `discovery.allow`.
     #[error("The url leads to {0}, which discovery.allow of the gateway's configuration does not name.")]
     NotAllowed(String),
+    /// It is the gateway.
+    #[error(
+        "The url leads to {0}, where this gateway itself takes requests: they would go round. Register the backend's address."
+    )]
+    Own(SocketAddr),
     /// Nobody knows its name.
     #[error("The url's name {0} does not resolve.")]
     Unresolved(String),
@@ -57,6 +62,7 @@ impl Refused {
             Refused::Url(_) => "instance_url_malformed",
             Refused::Forbidden(..) => "instance_address_forbidden",
             Refused::NotAllowed(_) => "instance_not_allowed",
+            Refused::Own(_) => "instance_is_the_gateway",
             Refused::Unresolved(_) => "instance_name_unresolved",
             Refused::Weight => "instance_weight_invalid",
             Refused::Ttl => "instance_ttl_invalid",
@@ -99,9 +105,10 @@ pub fn url(text: &str, allow: Option<&[Allowed]>) -> Result<EndpointUrl, Refused
             Ok(EndpointUrl::Name { authority, host, port })
         }
         EndpointUrl::Srv { .. } => Err(Refused::Url("must be http://host:port".to_owned())),
-        EndpointUrl::Unix(path) => match has_socket(&path, allow) {
-            true => Ok(EndpointUrl::Unix(path)),
-            false => Err(Refused::NotAllowed(format!("unix:{}", path.display()))),
+        EndpointUrl::Unix(path) => match socket(&path, allow) {
+            // As the list spells it: `/run/./app.sock` is the same.
+            Some(path) => Ok(EndpointUrl::Unix(path.to_owned())),
+            None => Err(Refused::NotAllowed(format!("unix:{}", path.display()))),
         },
     }
 }
@@ -126,7 +133,7 @@ pub fn permits(url: &EndpointUrl, address: &Address, allow: Option<&[Allowed]>) 
             ip(address.ip(), is_named(host, allow), allow).is_ok()
         }
         (Address::Tcp(address), _) => ip(address.ip(), false, allow).is_ok(),
-        (Address::Unix(path), _) => has_socket(path, allow),
+        (Address::Unix(path), _) => socket(path, allow).is_some(),
     }
 }
 
@@ -168,9 +175,12 @@ fn ip(address: IpAddr, is_named: bool, allow: Option<&[Allowed]>) -> Result<(), 
     }
 }
 
-fn has_socket(path: &Path, allow: Option<&[Allowed]>) -> bool {
-    let is_it = |entry: &Allowed| matches!(entry, Allowed::Unix(allowed) if allowed == path);
-    allow.is_some_and(|entries| entries.iter().any(is_it))
+/// The socket of the list that `path` names.
+fn socket<'a>(path: &Path, allow: Option<&'a [Allowed]>) -> Option<&'a Path> {
+    allow?.iter().find_map(|entry| match entry {
+        Allowed::Unix(allowed) if allowed == path => Some(allowed.as_path()),
+        _ => None,
+    })
 }
 
 fn is_named(host: &str, allow: Option<&[Allowed]>) -> bool {
@@ -395,6 +405,9 @@ mod tests {
             check(url, allow, Ok(url));
         }
         check("http://[::ffff:10.0.0.1]", allow, Ok("http://10.0.0.1"));
+        for url in ["unix:/run/./app.sock", "unix:/run//app.sock", "unix:///run/app.sock", "unix:/run/app.sock/."] {
+            check(url, allow, Ok("unix:/run/app.sock"));
+        }
         check("http://BACKEND.", allow, Ok("http://backend"));
         for url in ["http://11.0.0.1", "http://169.254.169.254", "http://127.0.0.1", "unix:/run/app.sock/../x"] {
             check(url, allow, Err("instance_not_allowed"));
