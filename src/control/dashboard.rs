@@ -27,14 +27,21 @@ use super::admin::{key, method_not_allowed, problem_about};
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
+/// One script, in the order in which its parts need each other.
+const SCRIPT: &str = concat!(
+    include_str!("dashboard/page/charts.js"),
+    include_str!("dashboard/page/board.js"),
+    include_str!("dashboard/page/live.js")
+);
+
 /// The routes, to be merged with the others.
 pub fn routes(sampler: Arc<Sampler>) -> Router {
-    let page = asset("text/html; charset=utf-8", include_str!("dashboard/page.html"));
+    let page = asset("text/html; charset=utf-8", include_str!("dashboard/page/index.html"));
     Router::new()
         .route("/dashboard", page.clone())
         .route("/dashboard/", page)
-        .route("/dashboard/app.js", asset("text/javascript; charset=utf-8", include_str!("dashboard/page.js")))
-        .route("/dashboard/app.css", asset("text/css; charset=utf-8", include_str!("dashboard/page.css")))
+        .route("/dashboard/app.js", asset("text/javascript; charset=utf-8", SCRIPT))
+        .route("/dashboard/app.css", asset("text/css; charset=utf-8", include_str!("dashboard/page/app.css")))
         .route("/dashboard/events", get(events).fallback(method_not_allowed))
         .with_state(sampler)
 }
