@@ -7,7 +7,10 @@ mod breakers;
 mod clients;
 mod command_line;
 mod cors;
+mod dashboard;
 mod descriptors;
+#[path = "../browser/devtools.rs"]
+mod devtools;
 mod dns;
 mod drain;
 mod drivers;

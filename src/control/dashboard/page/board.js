@@ -144,12 +144,15 @@ function drawTiles({traffic, gateway, workers, events}, points) {
     put($("rate"), known ? show.rate(all) : "–");
     const peak = Math.max(0, ...points.map((point) => point.all));
     put($("rate-note"), known ? `peak ${show.rate(peak)} in 5 min` : "not counted");
-    for (const name of ["p50", "p90", "p99"]) put($(name), show.percentile(traffic[name]));
+    for (const name of ["p50", "p90", "p99"]) {
+        const [number, unit = ""] = show.percentile(traffic[name]).split(" ");
+        refresh($(name), [number, unit], () => [number, make("small", "", " " + unit)]);
+    }
     const isAbove = ["p50", "p90", "p99"].some((name) => traffic[name]?.above);
     put($("latency-note"), isAbove ? "above the highest of metrics.buckets nobody knows how far" : "from the request's head to the answer's end");
     put($("errors"), known ? (all > 0 ? show.share(traffic.classes[5], all) : "–") : "–");
     put($("errors-note"), known ? `${show.rate(traffic.classes[5])} /s with 5xx` : "not counted");
-    $("errors-tile").dataset.level = traffic.classes[5] > 0 ? "bad" : "";
+    $("errors-tile").dataset.level = traffic.classes[5] > all / 100 ? "bad" : "";
     put($("in-flight"), show.count(traffic.in_flight));
     put($("in-flight-note"), plural(workers.reduce((sum, worker) => sum + worker.connections, 0), "connection"));
     put($("refused"), known ? show.rate(traffic.refused) : "–");

@@ -164,7 +164,7 @@ class Chart {
     draw() {
         const {clientWidth: width, clientHeight: height} = this.plot;
         if (!width || !height) return;
-        this.box = {left: 46, right: width - (this.ends ? 34 : 4), top: 8, bottom: height - 22};
+        this.box = {left: 52, right: width - (this.ends ? 34 : 4), top: 8, bottom: height - 22};
         this.end = this.points.at(-1)?.at ?? Date.now();
         const values = this.points.flatMap((point) =>
             this.stacked ? [this.series.reduce((sum, one) => sum + one.value(point), 0)] : this.series.map((one) => one.value(point)),
@@ -181,12 +181,12 @@ class Chart {
         this.ticks.forEach((tick, index) => {
             const y = Math.round(this.y(tick));
             nodes.push(svg("line", {class: index ? "grid" : "base", x1: left, x2: right, y1: y, y2: y}));
-            nodes.push(svg("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, this.format(tick)));
+            nodes.push(svg("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, this.format(tick).replace(/\.0+(?= |$)/, "")));
         });
         for (let minute = 0; minute <= 5; minute++) {
-            if (width < 420 && minute % 2 === 0 && minute > 0) continue;
+            if (width < 460 && minute % 2 === 0 && minute > 0) continue;
             const anchor = minute === 5 ? "start" : minute ? "middle" : "end";
-            const text = minute ? `${minute} min ago` : "now";
+            const text = minute === 5 ? "5 min ago" : minute ? `${minute} min` : "now";
             nodes.push(svg("text", {x: this.x(this.end - minute * 60000), y: bottom + 17, "text-anchor": anchor}, text));
         }
         return nodes;
