@@ -108,10 +108,16 @@ impl Page {
 
     /// What `expression` comes to in the page.
     pub fn ask(&mut self, expression: &str) -> Value {
+        self.try_ask(expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    fn try_ask(&mut self, expression: &str) -> Result<Value, Value> {
         let question = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let answer = self.call("Runtime.evaluate", &question);
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
-        answer["result"]["value"].clone()
+        let mut answer = self.call("Runtime.evaluate", &question);
+        match answer["exceptionDetails"].take() {
+            Value::Null => Ok(answer["result"]["value"].take()),
+            exception => Err(exception),
+        }
     }
 
     /// The same as text.
@@ -119,10 +125,10 @@ impl Page {
         self.ask(expression).as_str().unwrap_or_default().to_owned()
     }
 
-    /// Waits until `expression` is true.
+    /// Waits until `expression` is true; while it throws, what it asks about may not have been loaded yet.
     pub fn until(&mut self, expression: &str) {
         let end = Instant::now() + PATIENCE;
-        while self.ask(expression) != Value::Bool(true) {
+        while self.try_ask(expression) != Ok(Value::Bool(true)) {
             assert!(
                 Instant::now() < end,
                 "waited in vain until {expression}; the page says\n{}\n{:?}",
@@ -198,7 +204,7 @@ impl Drop for Page {
     fn drop(&mut self) {
         // The group is the browser's own.
         let group = format!("-{}", self.process.id());
-        let _ = Command::new("sh").args(["-c", "kill -KILL -- \"$0\"", &group]).status();
+        let _ = Command::new("sh").args(["-c", "kill -KILL \"$0\"", &group]).status();
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = std::fs::remove_dir_all(&self.home);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::devtools::Page;
 use crate::support::client::header;
-use crate::support::{Backend, Client, Gateway, service, until};
+use crate::support::{Backend, Client, Gateway, service};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const KEY: &str = "an-admin-key-for-the-tests";
@@ -319,7 +319,7 @@ fn a_browser_shows_it_all_live() {
 
     works.store(false, Ordering::SeqCst);
     page.until(&format!("({}) == 'open'", breaker_of(&dying)));
-    page.until("document.body.innerText.includes('No endpoint in good order: payments')");
+    page.until("document.body.innerText.includes('Every endpoint is in trouble: payments')");
     page.until("document.getElementById('errors-tile').dataset.level == 'bad'");
     assert_eq!(page.text(&breaker_of(&living)), "closed");
     page.picture("one-broken-dark", false);

@@ -287,3 +287,143 @@ fn keep<T>(queue: &mut VecDeque<T>, next: T, most: usize) {
     }
     queue.push_back(next);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::method::Method;
+    use crate::policy::rate_limit::identity::Kind;
+    use crate::telemetry::counters::Shape;
+    use crate::traffic::breaker::BreakerState;
+
+    const SMS: RouteId = RouteId(2);
+    const DASHBOARD: RouteId = RouteId(3);
+
+    fn blocks(workers: usize, max_series: usize) -> Vec<Arc<Counters>> {
+        let shape = Shape { enabled: true, buckets: vec![0.001, 0.01], max_series };
+        (0..workers).map(|_| Arc::new(Counters::new(&shape))).collect()
+    }
+
+    fn answer(block: &Counters, route: RouteId, status: u16, times: usize) {
+        for _ in 0..times {
+            block.request_started();
+            block.request_finished(route, Method::Get, status, Duration::from_micros(500), None);
+        }
+    }
+
+    struct World {
+        blocks: Vec<Arc<Counters>>,
+        figures: Figures,
+        start: Instant,
+        seconds: u64,
+    }
+
+    impl World {
+        fn new(workers: usize) -> World {
+            World {
+                blocks: blocks(workers, 100),
+                figures: Figures::new(vec![0.001, 0.01]),
+                start: Instant::now(),
+                seconds: 0,
+            }
+        }
+
+        /// Looks, and a second goes by.
+        fn look(&mut self) {
+            let now = self.start + Duration::from_secs(self.seconds);
+            self.figures.look(&self.blocks, &[DASHBOARD], now, self.seconds * 1_000, 7);
+            self.seconds += 1;
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_at_first() {
+        let mut world = World::new(1);
+        let check = |figures: &Figures, points| {
+            assert_eq!((figures.classes(), figures.percentiles()), ([0.0; 6], [None; 3]));
+            assert_eq!((figures.refused(), figures.requests_of(0), figures.requests_of(9)), (0.0, 0.0, 0.0));
+            assert_eq!((figures.history().count(), figures.endpoint(EndpointId(1))), (points, None));
+        };
+        check(&world.figures, 0);
+        answer(&world.blocks[0], SMS, 200, 10);
+        world.look();
+        check(&world.figures, 0);
+        // What was before the first look is nobody's second.
+        world.look();
+        check(&world.figures, 1);
+    }
+
+    #[test]
+    fn rates_are_over_the_window_and_points_over_a_second() {
+        let mut world = World::new(2);
+        world.look();
+        answer(&world.blocks[0], SMS, 200, 30);
+        answer(&world.blocks[1], SMS, 503, 10);
+        answer(&world.blocks[1], DASHBOARD, 200, 1_000);
+        world.blocks[1].rate_limited(ServiceId(4), Kind::Ip);
+        world.look();
+        assert_eq!(world.figures.classes(), [0.0, 0.0, 30.0, 0.0, 0.0, 10.0]);
+        assert_eq!((world.figures.requests_to(SMS), world.figures.requests_to(RouteId(9))), ((40.0, 10.0), (0.0, 0.0)));
+        assert_eq!((world.figures.requests_of(0), world.figures.requests_of(1)), (30.0, 10.0));
+        let refused =
+            |figures: &Figures| (figures.refused(), figures.refused_of(ServiceId(4)), figures.refused_of(ServiceId(5)));
+        assert_eq!(refused(&world.figures), (1.0, 1.0, 0.0));
+        world.look();
+        assert_eq!(world.figures.classes()[2], 15.0);
+        let point = world.figures.point().expect("two looks");
+        assert_eq!((point.classes[2], point.in_flight, point.at), (0.0, 7, 2_000));
+        let ms = world.figures.percentiles().map(|percentile| percentile.map(|it| it.ms));
+        assert_eq!(ms, [Some(0.5), Some(0.9), Some(0.99)], "without the dashboard's own");
+        for _ in 0..WINDOW {
+            world.look();
+        }
+        assert_eq!((world.figures.classes(), world.figures.percentiles()), ([0.0; 6], [None; 3]));
+    }
+
+    #[test]
+    fn history_has_an_end() {
+        let mut world = World::new(1);
+        for _ in 0..HISTORY + 50 {
+            world.look();
+        }
+        assert_eq!(world.figures.history().count(), HISTORY);
+        assert_eq!(world.figures.history().next().map(|point| point.at), Some(50_000));
+        assert!(world.figures.looks.len() <= WINDOW + 1);
+    }
+
+    #[test]
+    fn what_did_not_fit_is_counted_without_a_status() {
+        let mut world = World::new(1);
+        world.blocks = blocks(1, 3);
+        world.look();
+        (200..210).for_each(|status| answer(&world.blocks[0], SMS, status, 1));
+        world.look();
+        assert_eq!(world.figures.classes(), [7.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn endpoints_and_counts_that_start_over() {
+        let mut world = World::new(1);
+        let id = EndpointId(5);
+        let stand = |answers, nanos| {
+            let sight = EndpointSight { breaker: BreakerState::Open, ejected: 1, in_flight: 3, answers, nanos };
+            world.blocks[0].endpoint_stands(id, &sight);
+        };
+        let at = |seconds| world.start + Duration::from_secs(seconds);
+        stand(10, 10_000_000);
+        world.figures.look_at(&world.blocks, [id].into_iter(), at(0));
+        let figures = world.figures.endpoint(id).expect("looked at");
+        assert_eq!((figures.rate, figures.mean_ms, figures.sight.breaker), (None, None, BreakerState::Open));
+        stand(20, 40_000_000);
+        world.figures.look_at(&world.blocks, [id].into_iter(), at(2));
+        let figures = world.figures.endpoint(id).expect("looked at");
+        assert_eq!((figures.rate, figures.mean_ms), (Some(5.0), Some(3.0)));
+        // The worker forgot it, and knows it again.
+        stand(1, 1_000);
+        world.figures.look_at(&world.blocks, [id].into_iter(), at(3));
+        let figures = world.figures.endpoint(id).expect("looked at");
+        assert_eq!((figures.rate, figures.mean_ms), (Some(0.0), None));
+        world.figures.look_at(&world.blocks, [].into_iter(), at(4));
+        assert_eq!(world.figures.endpoint(id), None);
+    }
+}

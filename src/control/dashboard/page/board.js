@@ -126,13 +126,14 @@ function drawHistory(points, sample) {
     if (!sample) return;
     const isQuiet = !points.some((point) => point.all > 0);
     const {metrics} = sample.gateway;
-    const path = sample.services[0]?.prefix ?? "/health";
+    const path = sample.services[0]?.prefix;
     for (const chart of Object.values(charts)) {
         chart.empty.hidden = metrics && !isQuiet;
         if (chart.empty.hidden) continue;
         refresh(chart.empty, [metrics, path], () => {
             if (!metrics) return ["Not counted while metrics are off. Set ", make("code", "", "metrics.enabled = true"), " and restart the gateway."];
             if (chart === charts.latency) return ["Nothing to measure yet."];
+            if (!path) return ["No requests in the last five minutes."];
             return ["No requests in the last five minutes. Send one:", make("br"), make("code", "", `curl -i ${location.origin}${path}`)];
         });
     }
@@ -143,7 +144,7 @@ function drawTiles({traffic, gateway, workers, events}, points) {
     const all = traffic.classes.reduce((sum, rate) => sum + rate, 0);
     put($("rate"), known ? show.rate(all) : "–");
     const peak = Math.max(0, ...points.map((point) => point.all));
-    put($("rate-note"), known ? `peak ${show.rate(peak)} in 5 min` : "not counted");
+    put($("rate-note"), known ? `peak ${show.rate(peak)}` : "not counted");
     for (const name of ["p50", "p90", "p99"]) {
         const [number, unit = ""] = show.percentile(traffic[name]).split(" ");
         refresh($(name), [number, unit], () => [number, make("small", "", " " + unit)]);
@@ -174,7 +175,7 @@ function drawServices({services, gateway, endpoints_left_out: leftOut}) {
     if (services.length === 0) {
         refresh(place, "none", () => {
             const text = make("p", "empty");
-            text.append("No services yet. Add one to the configuration and send the gateway a SIGHUP: ", make("br"), make("code", "", '[services.sms] prefix = "/api/v1/sms", endpoints = ["http://127.0.0.1:9001"]'));
+            text.append("No services yet. Add one to the configuration and send the gateway a SIGHUP: ", make("br"), make("code", "", 'services.sms = { prefix = "/api/v1/sms", endpoints = ["http://127.0.0.1:9001"] }'));
             return [text];
         });
         return;
@@ -328,7 +329,7 @@ function noticesOf({gateway, services, workers}) {
     const names = (state) => services.filter((service) => service.state === state).map((service) => service.name);
     const list = (all) => all.slice(0, 4).join(", ") + (all.length > 4 ? ` and ${all.length - 4} more` : "");
     const failing = [...names("failing"), ...names("empty")];
-    if (failing.length) notices.push(["bad", "bad", `No endpoint in good order: ${list(failing)}.`]);
+    if (failing.length) notices.push(["bad", "bad", `Every endpoint is in trouble: ${list(failing)}.`]);
     if (gateway.phase !== "serving") notices.push(["warn", "warn", gateway.phase === "unready" ? "The gateway is about to go down: load balancers are told to send new clients elsewhere." : "The gateway is going down: requests in flight finish, new clients are not taken in."]);
     if (gateway.reloads.failed) notices.push(["warn", "warn", "The last configuration was refused; the one before is served. The gateway's log and `ringway check` say why."]);
     if (gateway.redis.mode === "degraded") notices.push(["warn", "warn", `Redis does not answer ${gateway.redis.workers_degraded < workers.length ? `on ${gateway.redis.workers_degraded} of ${workers.length} workers` : ""}`.trim() + ": rate limits are decided as redis.on_error says."]);

@@ -2,7 +2,8 @@
 // the arrow keys; what stands at that moment is in its legend.
 "use strict";
 
-const SPAN = 5 * 60 * 1000;
+const MINUTE = 60 * 1000;
+const SPAN = 5 * MINUTE; // What is kept; a process that is younger is drawn over as many minutes as it has.
 const GAP = 2600; // Between two points further apart than this nothing is drawn: nothing is known.
 
 function svg(name, attributes = {}, text) {
@@ -154,7 +155,7 @@ class Chart {
     }
 
     x(at) {
-        return this.box.left + ((at - this.end + SPAN) / SPAN) * (this.box.right - this.box.left);
+        return this.box.left + ((at - this.end + this.span) / this.span) * (this.box.right - this.box.left);
     }
 
     y(value) {
@@ -166,6 +167,8 @@ class Chart {
         if (!width || !height) return;
         this.box = {left: 52, right: width - (this.ends ? 34 : 4), top: 8, bottom: height - 22};
         this.end = this.points.at(-1)?.at ?? Date.now();
+        const age = this.end - (this.points[0]?.at ?? this.end);
+        this.span = Math.min(SPAN, Math.max(1, Math.ceil((age - 2000) / MINUTE)) * MINUTE);
         const values = this.points.flatMap((point) =>
             this.stacked ? [this.series.reduce((sum, one) => sum + one.value(point), 0)] : this.series.map((one) => one.value(point)),
         ).filter((value) => value != null && (this.stacked || value > 0));
@@ -181,13 +184,17 @@ class Chart {
         this.ticks.forEach((tick, index) => {
             const y = Math.round(this.y(tick));
             nodes.push(svg("line", {class: index ? "grid" : "base", x1: left, x2: right, y1: y, y2: y}));
-            nodes.push(svg("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, this.format(tick).replace(/\.0+(?= |$)/, "")));
+            nodes.push(svg("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, this.format(tick).replace(/(\.\d*[1-9])0+(?= |$)|\.0+(?= |$)/, "$1")));
         });
-        for (let minute = 0; minute <= 5; minute++) {
-            if (width < 460 && minute % 2 === 0 && minute > 0) continue;
-            const anchor = minute === 5 ? "start" : minute ? "middle" : "end";
-            const text = minute === 5 ? "5 min ago" : minute ? `${minute} min` : "now";
-            nodes.push(svg("text", {x: this.x(this.end - minute * 60000), y: bottom + 17, "text-anchor": anchor}, text));
+        const isShort = this.span === MINUTE;
+        const steps = isShort ? 3 : this.span / MINUTE;
+        for (let step = 0; step <= steps; step++) {
+            // Where there is no room for all, every other one from the left on.
+            if (width < 460 && (steps - step) % 2 === 1 && step > 0 && steps > 3) continue;
+            const ago = (step * this.span) / steps;
+            const anchor = step === steps ? "start" : step ? "middle" : "end";
+            const text = (isShort && step < steps ? `${ago / 1000} s` : `${ago / MINUTE} min`) + (step === steps ? " ago" : "");
+            nodes.push(svg("text", {x: this.x(this.end - ago), y: bottom + 17, "text-anchor": anchor}, step ? text : "now"));
         }
         return nodes;
     }
@@ -263,7 +270,7 @@ class Chart {
             if (value.textContent !== text) value.textContent = text;
             return `${series.name} ${text}`;
         });
-        const when = this.picked !== null && point ? clock(point.at) : "last 5 minutes";
+        const when = this.picked !== null && point ? clock(point.at) : this.span === MINUTE ? "last minute" : `last ${this.span / MINUTE} minutes`;
         if (this.when.textContent !== when) this.when.textContent = when;
         if (!point) return;
         this.svg.setAttribute("aria-valuenow", Math.round((point.at - this.end) / 1000));
