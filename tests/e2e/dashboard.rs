@@ -164,7 +164,7 @@ fn its_files_need_nothing_else_and_may_do_nothing_else() {
 #[test]
 fn figures_come_each_second_however_short_a_body_may_stand_still() {
     let backend = Backend::answering(OK);
-    let tables = format!("[timeouts]\nidle_body = \"2s\"\n{}", service("api", &[backend.url()], ""));
+    let tables = format!("[timeouts]\nidle_body = \"300ms\"\n{}", service("api", &[backend.url()], ""));
     let gateway = Gateway::start_with("workers = 2", &tables);
     let traffic = Traffic::to(&gateway, "/api/x", Duration::from_millis(5));
     let mut events = Events::open(&gateway);
@@ -384,6 +384,12 @@ fn a_browser_asks_for_the_key_and_comes_back_by_itself() {
     assert!(!page.text("JSON.stringify(localStorage) + document.cookie + location.href").contains(KEY));
     page.until("document.body.innerText.includes('No services yet')");
     page.picture("empty", false);
+
+    // Names are text, whatever they say.
+    let hostile = "unix:/tmp/<img src=x onerror=document.body.remove()>.sock";
+    gateway.reload(&format!("{}{}", admin(KEY), service("odd", &[hostile.to_owned()], "")));
+    page.until(&format!("document.querySelector('#services td.instance')?.textContent == '{hostile}'"));
+    assert_eq!(page.ask("document.querySelectorAll('#board img').length"), 0);
 
     // An upgrade is a moment's interruption.
     let pid = gateway.upgrade().expect("an upgrade");
