@@ -23,8 +23,11 @@ pub const HISTORY: usize = 300;
 /// Statuses by their first digit; 0 for what did not fit into the counters' tables.
 const CLASSES: usize = 6;
 
+/// Reads one of a worker's counters.
+type Read = fn(&Counters) -> u64;
+
 /// What goes wrong without being a status, by the name that the page knows it by.
-pub const EVENTS: [(&str, fn(&Counters) -> u64); 12] = [
+const EVENTS: [(&str, Read); 12] = [
     ("timeout_connect", |block| timeouts(block, Deadline::Connect)),
     ("timeout_response_header", |block| timeouts(block, Deadline::ResponseHeader)),
     ("timeout_try", |block| timeouts(block, Deadline::Try)),

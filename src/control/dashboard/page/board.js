@@ -121,14 +121,13 @@ function readPoint([at, c1, c2, c3, c4, c5, c0, p50, p90, p99, inFlight, refused
 }
 
 function drawHistory(points, sample) {
-    charts.traffic.set(points);
-    charts.latency.set(points);
-    if (!sample) return;
     const isQuiet = !points.some((point) => point.all > 0);
     const {metrics} = sample.gateway;
     const path = sample.services[0]?.prefix;
     for (const chart of Object.values(charts)) {
         chart.empty.hidden = metrics && !isQuiet;
+        chart.plot.toggleAttribute("data-empty", !chart.empty.hidden);
+        chart.set(points);
         if (chart.empty.hidden) continue;
         refresh(chart.empty, [metrics, path], () => {
             if (!metrics) return ["Not counted while metrics are off. Set ", make("code", "", "metrics.enabled = true"), " and restart the gateway."];
@@ -281,7 +280,7 @@ function updateEndpoint(row, endpoint, service) {
     put(source, endpoint.source);
 }
 
-function drawWorkers({workers, skew}) {
+function drawWorkers({workers, skew, gateway}) {
     put($("skew"), skew == null || workers.length < 2 ? "" : `busiest ${skew.toFixed(2)} × the mean`);
     const most = Math.max(1, ...workers.map((worker) => worker.connections));
     const numbered = workers.map((worker, index) => ({...worker, index}));
@@ -299,7 +298,7 @@ function drawWorkers({workers, skew}) {
         track.firstChild.style.width = (100 * worker.connections) / most + "%";
         put(text, show.count(worker.connections));
         put(row.cells[2], show.count(worker.in_flight));
-        put(row.cells[3], show.rate(worker.rate));
+        put(row.cells[3], gateway.metrics ? show.rate(worker.rate) : "–");
     });
 }
 

@@ -265,7 +265,7 @@ class Chart {
         const point = this.points[this.picked] ?? this.points.at(-1);
         const whole = point && this.stacked ? this.series.reduce((sum, one) => sum + one.value(point), 0) : 0;
         const values = this.legend.map(({value, series}) => {
-            const number = point ? series.value(point) : null;
+            const number = point && this.empty.hidden ? series.value(point) : null;
             const text = number == null ? "–" : this.stacked ? `${this.format(number)} · ${show.share(number, whole)}` : this.format(number);
             if (value.textContent !== text) value.textContent = text;
             return `${series.name} ${text}`;
