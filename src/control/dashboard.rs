@@ -72,15 +72,20 @@ async fn events(State(sampler): State<Arc<Sampler>>, request: Request) -> Respon
             (content_type, guarded("no-store"), Body::from_stream(stream)).into_response()
         }
         Err(refused) => {
-            let (reason, detail) = match refused {
-                Refused::Full => {
-                    ("dashboard_full", "As many dashboards are open as there may be. Close one, or try again later.")
+            let (reason, detail, retry_after) = match refused {
+                Refused::Full => (
+                    "dashboard_full",
+                    "As many dashboards are open as there may be. Close one, or try again later.",
+                    HeaderValue::from_static("5"),
+                ),
+                // During an upgrade the next process answers already, only not on this connection.
+                Refused::Draining => {
+                    ("draining", "This gateway is going down. Try again in a moment.", HeaderValue::from_static("1"))
                 }
-                Refused::Draining => ("draining", "This gateway is going down. Try again in a moment."),
             };
             let status = StatusCode::SERVICE_UNAVAILABLE;
             let mut answer = problem_about(status, reason, detail, request.headers(), request.uri());
-            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            answer.headers_mut().insert(header::RETRY_AFTER, retry_after);
             answer
         }
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::devtools::Page;
 use crate::support::client::header;
-use crate::support::{Backend, Client, Gateway, service};
+use crate::support::{Backend, Client, Gateway, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const KEY: &str = "an-admin-key-for-the-tests";
@@ -260,9 +260,12 @@ fn after_an_upgrade_the_next_process_is_shown() {
     let pid = number(&events.sample(|_| true)["gateway"]["pid"]);
     let next = gateway.upgrade().expect("an upgrade");
     events.end();
-    let mut events = Events::open(&gateway);
     assert_ne!(pid, f64::from(next));
-    assert_eq!(number(&events.sample(|_| true)["gateway"]["pid"]), f64::from(next));
+    // For a moment a new connection may still reach the process before.
+    until("the next process is shown", || match Events::open_with(&gateway, "") {
+        Ok(mut events) => number(&events.sample(|_| true)["gateway"]["pid"]) == f64::from(next),
+        Err(refused) => refused != (503, "draining".to_owned()) && panic!("{refused:?}"),
+    });
 }
 
 #[test]

@@ -252,7 +252,7 @@ impl Figures {
         self.rate(|totals| totals.workers.get(worker).copied().unwrap_or(0))
     }
 
-    /// Each of [`EVENTS`]: how many since the start, and how many a second.
+    /// What goes wrong without being a status: how many since the start, and how many a second.
     pub fn events(&self) -> impl Iterator<Item = (&'static str, u64, f64)> {
         EVENTS.iter().enumerate().map(|(index, (name, _))| {
             let total = self.looks.back().map_or(0, |totals| totals.events[index]);

@@ -112,7 +112,7 @@ pub struct Traffic {
 /// One worker.
 #[derive(Debug, Serialize)]
 pub struct Worker {
-    /// Requests under way.
+    /// Requests under way, the viewers' own among them.
     pub in_flight: u64,
     /// Client connections open.
     pub connections: u64,

@@ -313,7 +313,7 @@ function drawGateway({at, gateway, workers}) {
         Phase: gateway.phase,
         Build: `${gateway.version} (${gateway.commit})`,
         Process: `${gateway.pid}, since ${new Date(gateway.started).toLocaleString("sv-SE")}`,
-        "Dashboards open": `${gateway.viewers} of 32` + (gateway.key ? "" : ", no key asked"),
+        "Dashboards open": `${gateway.viewers} of 32, each in flight on a worker` + (gateway.key ? "" : "; no key is asked for"),
     };
     sync($("facts"), Object.entries(facts), ([name]) => name, ([name]) => {
         const row = make("div");
