@@ -14,9 +14,31 @@ let abort = null;
 let retry = RETRY_FIRST;
 let timer = 0;
 
-function setState(state, text) {
+// A browser may forbid storage; then the page remembers for itself.
+const memory = new Map();
+
+function recall(kind, key) {
+    try {
+        return window[kind].getItem(key);
+    } catch {
+        return memory.get(key) ?? null;
+    }
+}
+
+function remember(kind, key, value) {
+    try {
+        if (value === null) window[kind].removeItem(key);
+        else window[kind].setItem(key, value);
+    } catch {
+        memory.set(key, value);
+    }
+}
+
+function setState(state, text, more = "") {
     $("state").dataset.state = state;
     put($("state-text"), text);
+    // Apart from what is read out: it changes each second.
+    put($("state-more"), more);
     $("board").toggleAttribute("data-stale", state !== "live");
 }
 
@@ -24,7 +46,7 @@ async function connect() {
     clearTimeout(timer);
     abort?.abort();
     const own = (abort = new AbortController());
-    const key = sessionStorage.getItem(KEY);
+    const key = recall("sessionStorage", KEY);
     let watchdog = 0;
     const feed = () => {
         clearTimeout(watchdog);
@@ -35,7 +57,7 @@ async function connect() {
         const headers = {Accept: "text/event-stream", ...(key ? {"X-API-Key": key} : {})};
         const answer = await fetch("/dashboard/events", {headers, cache: "no-store", credentials: "omit", signal: own.signal});
         if (answer.status === 401 || (answer.status === 400 && key)) {
-            sessionStorage.removeItem(KEY);
+            remember("sessionStorage", KEY, null);
             return askForKey(key ? "This is not the admin key. Check it and try again." : "");
         }
         if (!answer.ok) {
@@ -83,7 +105,7 @@ function take(event, data) {
         retry = RETRY_FIRST;
         $("door").hidden = true;
         $("board").hidden = false;
-        $("forget").hidden = !sessionStorage.getItem(KEY);
+        $("forget").hidden = !recall("sessionStorage", KEY);
         setState("live", "Live");
         drawSample(sample, points);
     }
@@ -97,7 +119,7 @@ function later(why, atLeast = 0) {
     const tell = () => {
         const left = Math.max(1, Math.ceil((until - Date.now()) / 1000));
         const last = sample ? `Connection lost, last figures from ${clock(sample.at)}.` : "No connection to the gateway.";
-        setState("lost", `${why || last} Trying again in ${left} s.`);
+        setState("lost", why || last, `Trying again in ${left} s.`);
         if (sample) document.title = "not live · ringway";
         timer = setTimeout(() => (Date.now() >= until ? connect() : tell()), Math.min(1000, Math.max(50, until - Date.now())));
     };
@@ -125,20 +147,20 @@ $("door-form").addEventListener("submit", (event) => {
     const key = $("key").value.trim();
     // What cannot stand in a header field is no key.
     if (!/^[\x21-\x7e]+$/.test(key)) return askForKey(key ? "A key has no spaces and no letters beyond ASCII." : "Type the key first.");
-    sessionStorage.setItem(KEY, key);
+    remember("sessionStorage", KEY, key);
     setState("connecting", "Connecting");
     connect();
 });
 
 $("forget").addEventListener("click", () => {
-    sessionStorage.removeItem(KEY);
+    remember("sessionStorage", KEY, null);
     connect();
 });
 
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 
 function theme() {
-    const chosen = localStorage.getItem(THEME);
+    const chosen = recall("localStorage", THEME);
     if (chosen) document.documentElement.dataset.theme = chosen;
     const isDark = chosen ? chosen === "dark" : prefersDark.matches;
     put($("theme"), isDark ? "Light" : "Dark");
@@ -147,7 +169,7 @@ function theme() {
 }
 
 $("theme").addEventListener("click", () => {
-    localStorage.setItem(THEME, theme() ? "light" : "dark");
+    remember("localStorage", THEME, theme() ? "light" : "dark");
     theme();
 });
 prefersDark.addEventListener("change", theme);
