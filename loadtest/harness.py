@@ -160,6 +160,15 @@ backend back
         wait_for_port(port)
         return port, process
 
+    def relay(self, backend):
+        """What passes bytes on without looking at them; returns (port, process)."""
+        subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", "relay"], cwd=ROOT, check=True)
+        port = free_port()
+        binary = os.path.join(ROOT, "target", "release", "examples", "relay")
+        process = self.start([binary, str(port), str(backend)], PROXY_CORE)
+        wait_for_port(port)
+        return port, process
+
     def redis(self):
         """An empty Redis on the load core; returns its port."""
         port = free_port()
@@ -168,13 +177,13 @@ backend back
         wait_for_port(port)
         return port
 
-    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN):
-        """ringway with one worker, its service under `policy`; returns (port, process)."""
+    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1"):
+        """ringway with one worker, or as `server` says, its service under `policy`; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
 [server]
 host = "127.0.0.1"
 port = 0
-workers = 1
+{server}
 {tables}
 [services.bench]
 prefix = "/api"

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::config::{self, Config, ConfigErrors, Source};
 use super::publisher::Publisher;
@@ -30,6 +30,9 @@ const SETTLED_AFTER: Duration = Duration::from_millis(200);
 
 /// … or after so long, whatever still changes.
 const SETTLING_MAX: Duration = Duration::from_secs(3);
+
+/// How long reading it may take. Nobody waits for that but the change itself.
+const READING_MAX: Duration = Duration::from_secs(5);
 
 /// The most errors of one configuration that the log repeats.
 const ERRORS_LOGGED_MAX: usize = 20;
@@ -86,23 +89,25 @@ impl Reloader {
 
     async fn reload(&self, origin: &mut Origin) {
         notify::reloading();
-        let source = origin.source.clone();
-        // A file system that hangs must not take the control plane along, nor a long configuration hold it up.
-        let loaded = spawn_blocking(move || load(&source)).await;
-        let result = match loaded {
-            Ok(Ok((config, looks))) => {
+        let result = match read(origin.source.clone()).await {
+            Some(Ok((config, looks))) => {
                 origin.looks = looks;
                 self.apply(config).await;
                 ReloadResult::Applied
             }
-            Ok(Err(errors)) => {
+            Some(Err(errors)) => {
                 // Until they change again, there is no use in reading them again.
                 origin.looks = origin.look().await;
                 refuse(&errors);
                 ReloadResult::Invalid
             }
-            Err(error) => {
-                tracing::error!(%error, "the configuration could not be read; the last good one stays in force");
+            None => {
+                origin.looks = origin.look().await;
+                tracing::error!(
+                    seconds = READING_MAX.as_secs(),
+                    "the configuration could not be read in time; the last good one stays in force. Is one of its files a \
+                     pipe that nobody writes to, or on a file system that hangs?"
+                );
                 ReloadResult::Invalid
             }
         };
@@ -124,6 +129,18 @@ impl Reloader {
         let generation = self.publisher.set_config(config, resolved);
         tracing::info!(generation, services, "the configuration was reloaded");
     }
+}
+
+/// Reads the configuration on a thread of its own, which a file that is never there does not let end: it is left behind, so
+/// that neither the control plane nor the end of the process waits for it. `None`: it took too long.
+async fn read(source: Source) -> Option<Result<(Config, Looks), ConfigErrors>> {
+    let (send, receive) = oneshot::channel();
+    let reading = move || {
+        // Whoever gave up does not want it any more.
+        let _ = send.send(load(&source));
+    };
+    std::thread::Builder::new().name("ringway-config".into()).spawn(reading).ok()?;
+    timeout(READING_MAX, receive).await.ok()?.ok()
 }
 
 /// Says what is wrong.

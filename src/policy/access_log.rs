@@ -76,9 +76,9 @@ pub struct AccessRecord<'a> {
     pub duration: Duration,
     /// The part of `duration` that an endpoint had the request.
     pub upstream: Option<Duration>,
-    /// Read from the client for this request, head and body.
+    /// Read from the client for this request: its body, without framing.
     pub bytes_in: u64,
-    /// Written to the client for this request, head and body.
+    /// Written to the client for this request: the body, without framing.
     pub bytes_out: u64,
     /// How the client proved who it is: `jwt`, `api_key`.
     pub auth: &'a str,

@@ -19,8 +19,8 @@
 //! - **Nothing leaks.** A token not used is reported once, with the next order or by [`LeaseTable::sweep`]. What is lost with
 //!   a crash or a reply counts until its slot leaves the window, and is never used.
 //!
-//! Several limits on one request: [`LeaseTable::check_all`] takes from none when one is known to deny; where an answer denies
-//! later, [`LeaseTable::refund`] gives the others' tokens back.
+//! Several limits on one request: nothing is taken of any where [`LeaseTable::denied`] knows that one denies; where an answer
+//! denies later, [`LeaseTable::refund`] gives the others' tokens back.
 //!
 //! The table allocates when a key is new to it, never for one that it knows. Its size is bounded; when it is full of keys
 //! that all wait for an answer, it says [`Verdict::Full`].
@@ -160,24 +160,6 @@ impl LeaseTable {
             }
             None => Verdict::Full,
         }
-    }
-
-    /// Decides about one request under several limits, [`LIMITS_MAX`] at most. When a key is known to be denied, nothing is
-    /// taken from any, and the longest wait is returned. Otherwise `verdicts` has each key's verdict: the shell awaits those
-    /// that wait, and if one of them is denied, refunds the tokens of the others.
-    pub fn check_all(
-        &mut self,
-        wanted: &[(LimitKey, &Limit)],
-        now: Instant,
-        verdicts: &mut [Verdict; LIMITS_MAX],
-    ) -> Option<Duration> {
-        let longest = wanted.iter().filter_map(|&(key, limit)| self.denied(key, limit, now)).max();
-        if longest.is_none() {
-            for (verdict, &(key, limit)) in verdicts.iter_mut().zip(wanted) {
-                *verdict = self.check(key, limit, now);
-            }
-        }
-        longest
     }
 
     /// How long `key` is known to be denied still under `limit`; nothing is taken. What was denied under a lower limit is no

@@ -337,6 +337,7 @@ impl Limiter {
         };
         counters.rate_limit_mode.set(mode as u64);
         let Some(redis) = &self.redis else { return };
+        counters.rate_limit_gateways.set(u64::from(self.shared.gateways.load(Ordering::Relaxed)));
         let stats = redis.stats();
         counters.redis_calls.set(stats.calls.get());
         counters.redis_writes.set(stats.writes.get());

@@ -386,7 +386,38 @@ impl Drop for Transaction {
 
 /// Appends the low `digits` hexadecimal digits of `value`.
 fn push_hex(value: u128, digits: usize, out: &mut Vec<u8>) {
-    for digit in (0..digits).rev() {
-        out.push(b"0123456789abcdef"[(value >> (4 * digit)) as usize & 15]);
+    let mut text = [[0; 2]; 16];
+    for (pair, byte) in text.iter_mut().zip(value.to_be_bytes()) {
+        *pair = HEX_PAIRS[usize::from(byte)];
+    }
+    out.extend_from_slice(&text.as_flattened()[32 - digits..]);
+}
+
+/// Each byte in hexadecimal: identities are written with every request.
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_digits_stand_most_significant_first() {
+        let check = |value: u128, digits: usize, expected: &str| {
+            let mut out = b"x".to_vec();
+            push_hex(value, digits, &mut out);
+            assert_eq!(String::from_utf8_lossy(&out), format!("x{expected}"));
+        };
+        check(0x0123_4567_89ab_cdef, 16, "0123456789abcdef");
+        check(0xff, 32, &format!("{}ff", "0".repeat(30)));
+        check(u128::MAX, 32, &"f".repeat(32));
+        check(0x12_3456, 4, "3456");
     }
 }

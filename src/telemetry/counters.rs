@@ -182,6 +182,8 @@ pub struct Counters {
     pub redis_degraded: Counter,
     /// The number of the [`RateLimitMode`].
     pub rate_limit_mode: Counter,
+    /// How many gateways share the ledger in Redis, as last seen; 0 where there is none.
+    pub rate_limit_gateways: Counter,
     /// Requests that a rate limit let pass without counting them, since Redis was away.
     pub rate_limit_uncounted: Counter,
     /// Tokens of rate limits that were asked of a ledger.
@@ -298,6 +300,7 @@ impl Counters {
             redis_connects: Counter::default(),
             redis_degraded: Counter::default(),
             rate_limit_mode: Counter::default(),
+            rate_limit_gateways: Counter::default(),
             rate_limit_uncounted: Counter::default(),
             rate_limit_asked: Counter::default(),
             rate_limit_granted: Counter::default(),

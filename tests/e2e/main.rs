@@ -8,6 +8,7 @@ mod clients;
 mod command_line;
 mod cors;
 mod dashboard;
+mod deploy;
 mod descriptors;
 #[path = "../browser/devtools.rs"]
 mod devtools;

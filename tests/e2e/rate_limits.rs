@@ -227,9 +227,9 @@ fn without_redis_each_gateway_goes_on_with_its_share() {
     let gateways = [on_redis(&redis, &backend, 10, ""), on_redis(&redis, &backend, 10, "")];
     let (passed, _) = storm(&[&gateways[0]], 1, 4);
     assert_eq!(passed, 4);
-    // Both have been heard of: a heartbeat a second.
-    until("both gateways are known", || redis.command(&["ZCARD", "ringway:gateways"]) == ":2");
-    thread::sleep(Duration::from_millis(1_100));
+    until("both gateways know of each other", || {
+        gateways.iter().all(|gateway| gateway.metric("api_gateway_rate_limit_gateways") == 2.0)
+    });
     redis.kill();
     let (passed, refused) = storm(&[&gateways[0]], 1, 8);
     assert_eq!((passed, refused), (5, 3), "half of the limit, counted by itself");
@@ -266,10 +266,11 @@ fn killing_redis_under_load_fails_no_request() {
     let mut redis = RedisServer::start(&[]);
     let backend = Backend::answering(OK);
     let gateway = on_redis(&redis, &backend, 1_000_000, "");
+    let served = AtomicUsize::new(0);
     let slowest = thread::scope(|scope| {
         let clients: Vec<_> = (0..8)
             .map(|_| {
-                let gateway = &gateway;
+                let (gateway, served) = (&gateway, &served);
                 scope.spawn(move || {
                     let mut client = gateway.connect();
                     let mut slowest = Duration::ZERO;
@@ -278,13 +279,14 @@ fn killing_redis_under_load_fails_no_request() {
                         let sent = Instant::now();
                         client.send(GET);
                         assert_eq!(client.response().status, 200);
+                        served.fetch_add(1, Ordering::Relaxed);
                         slowest = slowest.max(sent.elapsed());
                     }
                     slowest
                 })
             })
             .collect();
-        thread::sleep(Duration::from_millis(500));
+        until("the load is on", || served.load(Ordering::Relaxed) > 500);
         redis.kill();
         clients.into_iter().map(|client| client.join().expect("no panic")).max()
     });
@@ -295,15 +297,11 @@ fn killing_redis_under_load_fails_no_request() {
 
 #[test]
 fn a_stalled_redis_costs_its_timeout_once() {
-    let redis = RedisServer::start(&["--enable-debug-command", "yes"]);
+    let redis = RedisServer::start(&[]);
     let backend = Backend::answering(OK);
     let gateway = on_redis(&redis, &backend, 100, "timeout = \"50ms\"");
     assert_eq!(gateway.get("/api").status, 200);
-    let stall = thread::spawn(move || {
-        redis.command(&["DEBUG", "SLEEP", "2"]);
-        redis
-    });
-    thread::sleep(Duration::from_millis(100));
+    redis.stall();
     let mut client = gateway.connect();
     let mut times = Vec::new();
     for _ in 0..20 {
@@ -314,7 +312,7 @@ fn a_stalled_redis_costs_its_timeout_once() {
     }
     times.sort();
     assert!(times[19] < Duration::from_millis(500) && times[18] < Duration::from_millis(45), "{times:?}");
-    let _redis = stall.join().expect("no panic");
+    redis.resume();
     until("it is global again", || !is_degraded(&gateway));
 }
 
@@ -352,15 +350,11 @@ fn a_script_that_redis_forgot_is_sent_again() {
 
 #[test]
 fn a_client_that_leaves_while_redis_is_asked_takes_nobody_along() {
-    let redis = RedisServer::start(&["--enable-debug-command", "yes"]);
+    let redis = RedisServer::start(&[]);
     let backend = Backend::answering(OK);
     let gateway = on_redis(&redis, &backend, 100, "timeout = \"3s\"");
     assert_eq!(gateway.get("/api").status, 200);
-    let stall = thread::spawn(move || {
-        redis.command(&["DEBUG", "SLEEP", "1"]);
-        redis
-    });
-    thread::sleep(Duration::from_millis(100));
+    redis.stall();
     let mut clients: Vec<Client> = (0..10).map(|_| gateway.connect()).collect();
     for client in &mut clients {
         client.send(GET);
@@ -368,8 +362,8 @@ fn a_client_that_leaves_while_redis_is_asked_takes_nobody_along() {
     // The first, whose order all others wait for, and one in the middle.
     drop(clients.remove(5));
     drop(clients.remove(0));
+    redis.resume();
     for client in &mut clients {
         assert_eq!(client.response().status, 200);
     }
-    drop(stall.join().expect("no panic"));
 }

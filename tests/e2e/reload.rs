@@ -220,3 +220,21 @@ fn no_request_fails_while_the_configuration_changes() {
     assert!(answered > RELOADS, "{answered}");
     assert_eq!(gateway.metric(INVALID), 0.0);
 }
+
+#[test]
+fn a_file_that_cannot_be_read_to_its_end_holds_nothing_up() {
+    let backend = answering("ok");
+    let mut gateway = Gateway::start(&service("api", &[backend.url()], ""));
+    let pipe = gateway.config().with_extension("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    std::fs::rename(&pipe, gateway.config()).expect("the same folder");
+    gateway.signal("HUP");
+    gateway.events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("not be read in time")));
+    assert_eq!(gateway.get("/api").status, 200);
+    assert_eq!(gateway.metric("api_gateway_config_reload_failed"), 1.0);
+    // The next one is taken up, and the one that still waits does not hold up the end.
+    gateway.reload(&service("other", &[backend.url()], ""));
+    assert_eq!(gateway.get("/other").status, 200);
+    gateway.signal("TERM");
+    assert!(gateway.wait_exit().success());
+}

@@ -80,6 +80,28 @@ impl RedisServer {
         }
     }
 
+    /// Stops it where it is: it takes connections and commands, and answers none until [`resume`](Self::resume).
+    pub fn stall(&self) {
+        self.signal("STOP");
+        let stat = format!("/proc/{}/stat", self.child.id());
+        let start = Instant::now();
+        while !std::fs::read_to_string(&stat).expect("it runs").contains(") T ") {
+            assert!(start.elapsed() < PATIENCE, "redis-server does not stop");
+        }
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        // The shell's own `kill`: a command of that name is not everywhere.
+        let status = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &pid]).status();
+        assert!(status.expect("a shell").success());
+    }
+
     /// A connection of the test's own, authenticated.
     pub fn connect(&self) -> RedisConnection {
         let mut connection = RedisConnection::open(self.address()).expect("redis-server listens");

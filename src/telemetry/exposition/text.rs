@@ -41,6 +41,11 @@ pub(super) fn to_prometheus(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let mut lines = openmetrics.lines().peekable();
     while let Some(line) = lines.next() {
+        if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        }
         let is_counter = |line: &str| line.starts_with("# TYPE ") && line.ends_with(" counter");
         let is_counter_help = line.starts_with("# HELP ") && lines.peek().is_some_and(|next| is_counter(next));
         match line.splitn(4, ' ').collect::<Vec<_>>().as_slice() {

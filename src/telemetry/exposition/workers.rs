@@ -64,7 +64,7 @@ impl Collector for Workers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let encoder = &mut encoder;
         for (name, help, read) in COUNTERS {
-            self.encode_counter(encoder, name, help, |block| read(block).get())?;
+            encode_counter(encoder, name, help, self.counters.iter().map(|block| read(block).get()))?;
         }
         for (name, help, read) in GAUGES {
             gauge(encoder, &format!("api_gateway_{name}"), help, |mut metric| {
@@ -95,6 +95,11 @@ impl Collector for Workers {
             }
             Ok(())
         })?;
+        let help = "How many gateways share the rate limits on Redis, this one among them; 0 without Redis";
+        gauge(encoder, "api_gateway_rate_limit_gateways", help, |mut metric| {
+            let seen = self.counters.iter().map(|block| block.rate_limit_gateways.get()).max();
+            metric.encode_gauge(&as_gauge(seen.unwrap_or(0)))
+        })?;
         gauge(encoder, "api_gateway_worker_info", "What each worker runs on", |mut metric| {
             for info in &self.workers {
                 let worker = info.worker.to_string();
@@ -107,26 +112,11 @@ impl Collector for Workers {
 }
 
 impl Workers {
-    fn encode_counter(
-        &self,
-        encoder: &mut DescriptorEncoder<'_>,
-        name: &str,
-        help: &str,
-        read: impl Fn(&Counters) -> u64,
-    ) -> fmt::Result {
-        let name = format!("api_gateway_{name}");
-        let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
-        for (worker, block) in self.counters.iter().enumerate() {
-            let labels = [("worker", worker.to_string())];
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&read(block), None)?;
-        }
-        Ok(())
-    }
-
     /// Requests by worker, and how uneven the workers' shares are.
     fn encode_skew(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        self.encode_counter(encoder, "worker_requests", "Requests answered by the worker", Counters::answered)?;
-        let requests = skew(self.counters.iter().map(|block| block.answered()));
+        let answered: Vec<u64> = self.counters.iter().map(|block| block.answered()).collect();
+        encode_counter(encoder, "worker_requests", "Requests answered by the worker", answered.iter().copied())?;
+        let requests = skew(answered.iter().copied());
         let connections = skew(self.counters.iter().map(|block| block.connections_open.get()));
         let help = "Requests of the busiest worker over the mean of all, since the start; 1 is even";
         gauge(encoder, "api_gateway_worker_requests_skew", help, |mut metric| metric.encode_gauge(&requests))?;
@@ -148,6 +138,22 @@ impl Workers {
     fn sum(&self, read: Read) -> u64 {
         self.counters.iter().map(|block| read(block).get()).sum()
     }
+}
+
+/// A counter's values, by worker.
+fn encode_counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = u64>,
+) -> fmt::Result {
+    let name = format!("api_gateway_{name}");
+    let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+    for (worker, value) in values.enumerate() {
+        let labels = [("worker", worker.to_string())];
+        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
 }
 
 /// The largest over the mean; 1 where there is nothing.

@@ -53,6 +53,12 @@ impl Prometheus {
         answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     }
 
+    /// Whether an expression is one.
+    pub fn understands(&self, expression: &str) -> bool {
+        let answer = self.get(&format!("/api/v1/query?query={}", percent_encoded(expression))).expect("an answer");
+        answer["status"] == "success"
+    }
+
     /// The exemplars of a series, of the last hour.
     pub fn exemplars(&self, series: &str) -> Vec<Value> {
         let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
