@@ -101,7 +101,7 @@ function take(event, data) {
         sample = data;
         const point = data.point && readPoint(data.point);
         if (point && !(points.at(-1)?.at >= point.at)) points.push(point);
-        points = points.filter((one) => one.at > data.at - SPAN - 2000);
+        points = points.filter((one) => one.at >= data.at - SPAN);
         retry = RETRY_FIRST;
         $("door").hidden = true;
         $("board").hidden = false;
