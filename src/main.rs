@@ -344,6 +344,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let reloads = Arc::new(Reloads::default());
     let control = control::start(control::Parts {
         seam: Arc::clone(&seam),
+        driver: infos[0].driver,
         exposition: Exposition::new(
             counters.clone(),
             infos,

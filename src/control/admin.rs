@@ -2,6 +2,7 @@
 
 pub mod health;
 pub mod instances;
+pub mod key;
 pub mod status;
 
 use std::io;
@@ -96,7 +97,7 @@ async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) 
     }
 }
 
-async fn method_not_allowed(request: Request) -> Response {
+pub(super) async fn method_not_allowed(request: Request) -> Response {
     allow_only("GET, HEAD", &request)
 }
 
@@ -130,7 +131,13 @@ fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Req
 }
 
 /// The same, about a request that was taken apart.
-fn problem_about(status: StatusCode, reason: &'static str, detail: &str, headers: &HeaderMap, uri: &Uri) -> Response {
+pub(super) fn problem_about(
+    status: StatusCode,
+    reason: &'static str,
+    detail: &str,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Response {
     let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let document = Problem {
         kind: format!("urn:ringway:problem:{reason}"),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::http::method::MethodSet;
 use crate::http::trace_context;
@@ -9,7 +10,7 @@ use crate::policy::auth::{ApiKeys, Authenticator, KeySet, Mode, RequiredScopes};
 use crate::policy::cors::Cors;
 use crate::snapshot::{
     Address, BreakerPolicy, Endpoint, Health, HealthPolicy, Limits, Quota, RateLimit, RateLimitKey, RetryPolicy,
-    Service, ServiceKind, Snapshot, Source, Tracing,
+    Service, ServiceKind, Snapshot, Source, Timeouts, Tracing,
 };
 use crate::telemetry::labels::Labels;
 use crate::traffic::balance::Algorithm;
@@ -35,6 +36,9 @@ const METRICS_PREFIX: &str = "/metrics";
 
 /// The largest body of a management request, in bytes: nothing there takes more than a small JSON object.
 pub const MANAGEMENT_BODY_BYTES: u64 = 16 << 10;
+
+/// `timeouts.idle_body` of management requests at least: the dashboard's stream has something to say once a second.
+const MANAGEMENT_IDLE_BODY: Duration = Duration::from_secs(5);
 
 /// The most endpoints of a service, those of the URLs that come first: a name may stand for many.
 const ENDPOINTS_MAX: usize = 256;
@@ -182,7 +186,10 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
         breaker: BreakerPolicy::off(),
         outliers: OutlierSettings::OFF,
         retry: RetryPolicy::off(),
-        timeouts: config.timeouts.clone(),
+        timeouts: Timeouts {
+            idle_body: config.timeouts.idle_body.max(MANAGEMENT_IDLE_BODY),
+            ..config.timeouts.clone()
+        },
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
         auth: Mode::None,
         required_scopes: RequiredScopes::default(),
@@ -311,7 +318,7 @@ pub(crate) fn seam_without_services(workers: usize, generation: u64) -> Arc<crat
 mod tests {
     use std::collections::BTreeSet;
     use std::path::PathBuf;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::control::registry::book::Book;

@@ -4,11 +4,12 @@
 //! - [`handover`]: the listening sockets, from the process before and to the next one; [`notify`]: word to systemd.
 //! - [`thread`]: the thread itself; [`signals`], [`reload`], [`admin`], [`dns`], [`health`], [`issuer`], [`registry`] and
 //!   [`ledger_watch`], [`endpoint_watch`] are its tasks, and
-//!   [`publisher`] is where what they find out becomes a snapshot.
+//!   [`publisher`] is where what they find out becomes a snapshot. [`dashboard`] shows it all.
 
 pub mod admin;
 pub mod build;
 pub mod config;
+pub mod dashboard;
 pub mod dns;
 pub mod endpoint_watch;
 pub mod events_watch;

@@ -9,6 +9,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admin::{self, Management};
+use super::dashboard::{
+    self,
+    sampler::{Sampler, Sources},
+};
 use super::handover::Handover;
 use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
@@ -30,6 +34,8 @@ pub struct Parts {
     pub seam: Arc<Seam>,
     /// What the workers count.
     pub counters: Vec<Arc<Counters>>,
+    /// What the workers run on: `io_uring` or `epoll`.
+    pub driver: &'static str,
     /// What `/metrics` shows.
     pub exposition: Exposition,
     /// The socket that the workers forward management requests to.
@@ -74,6 +80,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let Parts {
                 seam,
                 counters,
+                driver,
                 mut exposition,
                 management,
                 ingredients,
@@ -91,7 +98,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             // One that waits stands for any number of them.
             let (reload, reload_asked) = mpsc::channel(1);
             tokio::spawn(signals.obey(Arc::clone(&seam), drain, handover, reload, Arc::clone(&events)));
-            tokio::spawn(Reloader { origin, publisher: Arc::clone(&publisher), reloads }.run(reload_asked));
+            tokio::spawn(
+                Reloader { origin, publisher: Arc::clone(&publisher), reloads: Arc::clone(&reloads) }.run(reload_asked),
+            );
             exposition.add(health::metrics::HealthGauge(Arc::clone(&publisher)));
             let reports = Arc::new(health::Reports::default());
             let routes = admin::health::routes(Arc::clone(&publisher), Arc::clone(&reports));
@@ -113,6 +122,19 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let registry = Arc::new(Registry::new(Arc::clone(&publisher), registered, listening));
             tokio::spawn(Arc::clone(&registry).keep());
             let routes = routes.merge(admin::instances::routes(registry));
+            let dashboard = Arc::new(Sampler::new(Sources {
+                publisher: Arc::clone(&publisher),
+                reports: Arc::clone(&reports),
+                counters: counters.clone(),
+                seam: Arc::clone(&seam),
+                reloads,
+                driver,
+                metrics: config.metrics.enabled,
+                bounds: config.metrics.buckets.clone(),
+                on_error: config.redis.on_error,
+            }));
+            tokio::spawn(Arc::clone(&dashboard).keep_sampling());
+            let routes = routes.merge(dashboard::routes(dashboard));
             tokio::spawn(admin::serve(management, exposition, routes));
             tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));

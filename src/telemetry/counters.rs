@@ -414,6 +414,29 @@ impl Counters {
         self.requests.rows().map(|(_, row)| row[0].get()).sum()
     }
 
+    /// Shows `visit` how many requests have ended by route and status; `None` for those that did not fit.
+    pub fn each_request(&self, mut visit: impl FnMut(Option<(RouteId, u16)>, u64)) {
+        for (key, row) in self.requests.rows() {
+            let (route, _, status) = split_request_key(key);
+            visit((key != OTHER).then_some((route, status)), row[0].get());
+        }
+    }
+
+    /// Shows `visit` how long requests took by route, `None` for those that did not fit: a count for each bucket, the last
+    /// for what is above all bounds.
+    pub fn each_duration(&self, mut visit: impl FnMut(Option<RouteId>, &[Counter])) {
+        for (key, row) in self.durations.rows() {
+            visit((key != OTHER).then_some(split_request_key(key).0), &row[1..]);
+        }
+    }
+
+    /// Shows `visit` how many requests a rate limit refused by service; `None` for those that did not fit.
+    pub fn each_refusal(&self, mut visit: impl FnMut(Option<ServiceId>, u64)) {
+        for (key, row) in self.rate_limited.rows() {
+            visit((key != OTHER).then_some(split_rate_limited_key(key).0), row[0].get());
+        }
+    }
+
     /// The rows of the request durations, by key, each with what its buckets can be told by.
     pub(super) fn durations_with_exemplars(&self) -> impl Iterator<Item = (u64, &[Counter], Vec<Option<Exemplar>>)> {
         let buckets = self.bounds.len() + 1;

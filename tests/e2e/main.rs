@@ -7,8 +7,11 @@ mod breakers;
 mod clients;
 mod command_line;
 mod cors;
+mod dashboard;
 mod deploy;
 mod descriptors;
+#[path = "../browser/devtools.rs"]
+mod devtools;
 mod dns;
 mod drain;
 mod drivers;

@@ -17,6 +17,7 @@ use axum::{Json, Router};
 use serde::de::{DeserializeOwned, Unexpected};
 use serde::{Deserialize, Serialize};
 
+use super::key::{self, KeyRefusal};
 use super::{allow_only, problem_about};
 use crate::control::build::MANAGEMENT_BODY_BYTES;
 use crate::control::config;
@@ -24,8 +25,6 @@ use crate::control::registry::book::{Entry, Put};
 use crate::control::registry::instance::{Change, InstanceId};
 use crate::control::registry::validate::{self, Refused, TTL_DEFAULT};
 use crate::control::registry::{Listing, Registry, RegistryError};
-use crate::policy::auth::api_key::KeyHash;
-use crate::policy::auth::{AuthError, Presented};
 
 /// When nothing can be changed because Redis is away: how often it is tried, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -120,9 +119,7 @@ enum Refusal {
     /// Registration is switched off.
     Off,
     /// No credential, or not the admin key.
-    Key(AuthError<'static>),
-    /// The wrong one.
-    WrongKey,
+    Key(KeyRefusal),
     /// Not JSON, or not of these members.
     Json(serde_json::Error),
     /// Too long, or cut off.
@@ -153,12 +150,7 @@ impl Refusal {
                  `ringway hash-key` prints."
                     .to_owned(),
             ),
-            Refusal::Key(error) => {
-                let problem = error.problem();
-                let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::UNAUTHORIZED);
-                (status, problem.reason, problem.detail.to_owned())
-            }
-            Refusal::WrongKey => (StatusCode::UNAUTHORIZED, "admin_key_wrong", "This is not the admin key.".to_owned()),
+            Refusal::Key(refusal) => return refusal.answer(&request.headers, &request.uri),
             Refusal::Json(error) => (StatusCode::BAD_REQUEST, "malformed_json", format!("The body is wrong: {error}.")),
             Refusal::Body => (
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -177,15 +169,8 @@ impl Refusal {
             }
         };
         let mut answer = problem_about(status, reason, &detail, &request.headers, &request.uri);
-        let headers = answer.headers_mut();
-        match self {
-            Refusal::Key(_) | Refusal::WrongKey => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ringway admin\""));
-            }
-            Refusal::Registry(RegistryError::Away(_)) => {
-                headers.insert(header::RETRY_AFTER, RETRY_AFTER);
-            }
-            _ => {}
+        if let Refusal::Registry(RegistryError::Away(_)) = self {
+            answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         answer
     }
@@ -270,15 +255,7 @@ async fn answered(request: &Parts, work: impl Future<Output = Result<Response, R
 /// Whether the request shows the admin key.
 fn admit(registry: &Registry, headers: &HeaderMap) -> Result<(), Refusal> {
     let expected = registry.admin_key().ok_or(Refusal::Off)?;
-    let is_repeated = |name| headers.get_all(name).iter().nth(1).is_some();
-    let value = |name| headers.get(name).map(HeaderValue::as_bytes);
-    let repeated = is_repeated("authorization") || is_repeated("x-api-key");
-    match Presented::read(value("authorization"), value("x-api-key"), repeated) {
-        Presented::None => Err(Refusal::Key(AuthError::Missing)),
-        Presented::Malformed(why) => Err(Refusal::Key(AuthError::Malformed(why))),
-        Presented::Bearer(key) | Presented::ApiKey(key) if KeyHash::of(key).matches(&expected) => Ok(()),
-        Presented::Bearer(_) | Presented::ApiKey(_) => Err(Refusal::WrongKey),
-    }
+    key::verify(&expected, headers).map_err(Refusal::Key)
 }
 
 /// The JSON in `body`; `None` when there is no body.

@@ -17,7 +17,8 @@ const ALLOWED_MAX: usize = 256;
 /// `[admin]`
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// The hash of the key that the registration of instances asks for; none: it is switched off.
+    /// The hash of the key that the registration of instances and the dashboard's figures ask for; none: the one is switched
+    /// off, the other open to all.
     pub key_hash: Option<KeyHash>,
 }
 
