@@ -378,13 +378,13 @@ impl Worker {
     /// Shows others how the endpoints stand.
     fn export(&self, now: Instant) {
         let loaded = Rc::clone(&self.loaded.borrow());
-        let mut idle = 0;
         for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
             for (endpoint, state) in service.endpoints.iter().zip(&state.endpoints) {
                 state.export(endpoint.id, &self.counters, now);
-                idle += state.idle();
             }
         }
+        // Each once: several services may share an endpoint, as the management paths do.
+        let idle: usize = self.known.borrow().endpoints.values().map(|state| state.idle()).sum();
         self.counters.upstream_idle.set(idle as u64);
         self.counters.upstream_open.set(self.registry.count(Side::Upstream) as u64);
     }
