@@ -242,7 +242,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             Level::Debug => LevelFilter::DEBUG,
         },
         io::stderr().is_terminal(),
-    ));
+    )?);
     let workers = worker_count(config.server.workers);
     let connections_max = connections_max(config.server.max_connections_per_worker, workers);
     let address = SocketAddr::new(config.server.host, config.server.port);

@@ -3,17 +3,17 @@
 pub mod health;
 pub mod instances;
 pub mod key;
+mod scrape;
 pub mod status;
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::snapshot::Address;
-use crate::telemetry::exposition::{Exposition, Format};
+use crate::telemetry::exposition::Exposition;
 
 /// The listening socket, not yet on a runtime.
 #[derive(Debug)]
@@ -48,15 +48,15 @@ pub async fn serve(management: Management, exposition: Exposition, routes: Route
             return;
         }
     };
-    if let Err(error) = axum::serve(listener, router(Arc::new(exposition), routes)).await {
+    if let Err(error) = axum::serve(listener, router(exposition, routes)).await {
         tracing::error!(%error, "the management endpoints ended");
     }
 }
 
-fn router(exposition: Arc<Exposition>, routes: Router) -> Router {
+fn router(exposition: Exposition, routes: Router) -> Router {
     Router::new()
-        .route("/metrics", get(metrics).fallback(method_not_allowed))
-        .with_state(exposition)
+        .route("/metrics", get(scrape::metrics).fallback(method_not_allowed))
+        .with_state(scrape::Scrapes::new(exposition))
         .merge(routes)
         .fallback(not_found)
 }
@@ -86,15 +86,6 @@ impl Listener for OwnProcess {
 fn is_own(stream: &UnixStream) -> bool {
     let own = i32::try_from(std::process::id()).ok();
     stream.peer_cred().is_ok_and(|peer| peer.pid().is_some() && peer.pid() == own)
-}
-
-async fn metrics(State(exposition): State<Arc<Exposition>>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let format = Format::negotiate(accept);
-    match exposition.render(format) {
-        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
 }
 
 pub(super) async fn method_not_allowed(request: Request) -> Response {
@@ -160,6 +151,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream as StdStream;
     use std::process::{Command, Stdio};
+    use std::sync::Arc;
 
     use super::*;
     use crate::control::build;

@@ -12,5 +12,9 @@ pub async fn keep_watching(events: Arc<Events>) {
         if count > 0 {
             tracing::warn!(count, "events that came again and again were left out of the log");
         }
+        let count = events.take_lost();
+        if count > 0 {
+            tracing::warn!(count, "events were lost, since whoever reads standard error is too slow");
+        }
     }
 }

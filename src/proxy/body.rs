@@ -7,7 +7,7 @@ use std::mem::take;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use monoio::io::{CancelHandle, Canceller};
 
@@ -29,6 +29,8 @@ const CHUNK_CLOSE_BYTES: usize = 7;
 pub struct Shared {
     /// The request's body has gone out completely.
     pub upload_done: Cell<bool>,
+    /// When that was, where the answer had not come yet and the body did not come with the head.
+    pub uploaded_at: Cell<Option<Instant>>,
     /// The final head of the answer has come.
     pub head_seen: Cell<bool>,
     /// Something of the body has been read that did not come with the head.
@@ -42,6 +44,7 @@ impl Shared {
     pub fn new(upload_done: bool, expects_continue: bool) -> Shared {
         Shared {
             upload_done: Cell::new(upload_done),
+            uploaded_at: Cell::new(None),
             head_seen: Cell::new(false),
             body_touched: Cell::new(false),
             awaits_continue: Cell::new(expects_continue),
@@ -94,6 +97,7 @@ impl Upload<'_> {
         self.worker.buffers.give(buf);
         self.shared.upload_done.set(true);
         if !self.shared.head_seen.get() {
+            self.shared.uploaded_at.set(Some(Instant::now()));
             self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
         }
         Ok(())

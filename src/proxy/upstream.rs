@@ -360,6 +360,8 @@ async fn receive_from(
     let (answer, end) = loop {
         let end = response::find_end(&inbound, &mut scan, &limits).map_err(Failure::UpstreamHead)?;
         if let Some(end) = end {
+            // How long the client took to send its body is no time of the endpoint's.
+            tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
             let Some(answer) = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)? else {
                 tx.scratch.inbound = inbound;
                 return Err(Failure::UpstreamStatus);

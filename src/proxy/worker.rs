@@ -394,8 +394,8 @@ impl Worker {
                 state.export(endpoint.id, &self.counters, now);
             }
         }
-        let known = self.known.borrow();
-        let idle: usize = known.endpoints.values().map(|endpoint| endpoint.idle()).sum();
+        // Each once: several services may share an endpoint, as the management paths do.
+        let idle: usize = self.known.borrow().endpoints.values().map(|state| state.idle()).sum();
         self.counters.upstream_idle.set(idle as u64);
         self.counters.upstream_open.set(self.registry.count(Side::Upstream) as u64);
     }

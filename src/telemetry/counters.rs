@@ -367,7 +367,8 @@ impl Counters {
         }
     }
 
-    /// The head of an endpoint's answer has come, so long after the request was handed to it.
+    /// The head of an endpoint's answer has come, so long after the request was handed to it: the end of its body, where that
+    /// came from the client bit by bit.
     pub fn upstream_answered(&self, endpoint: EndpointId, status: u16, duration: Duration) {
         if self.enabled {
             self.row(&self.upstream, u64::from(endpoint.0) << 16 | u64::from(status))[0].add(1);

@@ -3,19 +3,22 @@
 //! Whoever does not read them holds nothing up: they are written by a thread of their own, and lost beyond what that keeps.
 //! An event that comes again and again is written [`BURST`] times in [`PERIOD`]; how many were left out is said afterwards.
 
+mod outlet;
 mod throttle;
 
+use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::outlet::Outlet;
 use self::throttle::Throttle;
 
 /// How often one event may come in a [`PERIOD`].
@@ -24,40 +27,47 @@ pub const BURST: u32 = 60;
 /// After this an event may come as often again.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lines that wait for a slow reader.
-const LINES_MAX: usize = 8_192;
+/// How long a reader who takes nothing may hold up the end of the process.
+const FINISH_MAX: Duration = Duration::from_secs(1);
 
 /// The events' way out.
 #[derive(Debug)]
 pub struct Events {
-    writer: Mutex<Option<WorkerGuard>>,
+    outlet: Outlet,
     throttle: Arc<Throttle>,
 }
 
 /// Starts to write events of at least `level`: JSON lines, or text where a person reads them.
-pub fn init(level: LevelFilter, for_eyes: bool) -> Events {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(LINES_MAX)
-        .thread_name("ringway-events")
-        .finish(io::stderr());
+///
+/// # Errors
+/// The thread that writes them cannot be started, or there is no standard error.
+pub fn init(level: LevelFilter, for_eyes: bool) -> io::Result<Events> {
+    // A descriptor of its own: who is stuck in writing does not hold the lock of `io::stderr`, which a panic takes.
+    let outlet = Outlet::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))?;
     let throttle = Arc::new(Throttle::default());
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
+    let writer = outlet.clone();
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_target(false);
     let only = Throttled(Arc::clone(&throttle));
     let lines = if for_eyes { lines.boxed() } else { lines.json().flatten_event(true).boxed() };
     // A second gateway in one process, as in tests, keeps the first one's.
     let _ = tracing_subscriber::registry().with(lines.with_filter(only).with_filter(level)).try_init();
-    Events { writer: Mutex::new(Some(guard)), throttle }
+    Ok(Events { outlet, throttle })
 }
 
 impl Events {
-    /// How many events were left out since the last call.
+    /// How many events were left out since the last call, since they came too often.
     pub fn take_left_out(&self) -> u64 {
         self.throttle.take_refused()
     }
 
-    /// Writes what is still on its way, for about a second at most, and no more afterwards: before the process ends.
+    /// How many were lost since the last call, since nobody read them.
+    pub fn take_lost(&self) -> u64 {
+        self.outlet.take_lost()
+    }
+
+    /// Waits, for [`FINISH_MAX`] at most, until what is on its way is written: before the process ends.
     pub fn finish(&self) {
-        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.outlet.flush(FINISH_MAX);
     }
 }
 

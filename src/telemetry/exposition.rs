@@ -135,6 +135,7 @@ mod tests {
 
     use super::*;
     use crate::http::method::Method;
+    use crate::policy::rate_limit::identity::Kind;
     use crate::telemetry::reloads::ReloadResult;
 
     fn rendered(format: Format) -> String {
@@ -197,6 +198,31 @@ mod tests {
             assert!(text.contains(expected), "{expected}\nis not in\n{text}");
         }
         assert!(!text.contains("# EOF") && !text.contains("_total_total"));
+    }
+
+    #[test]
+    fn no_series_comes_twice_whatever_a_service_is_called() {
+        let shape = Shape { enabled: true, buckets: vec![0.5], max_series: 100 };
+        let labels = Arc::new(Labels::new());
+        let counters = Arc::new(Counters::new(&shape));
+        let names = ["other".to_owned()].into_iter().chain((0..120).map(|number| format!("s{number}")));
+        for name in names {
+            counters.rate_limited(labels.service(&name), Kind::Ip);
+        }
+        let seam = crate::control::build::seam_without_services(1, 1);
+        let progress = Progress { seam, reloads: Arc::default() };
+        let exposition = Exposition::new(vec![counters], Vec::new(), &shape, labels, progress);
+        let text = exposition.render(Format::Prometheus).expect("strings take everything");
+        let series = |line: &str| line.rsplit_once(' ').map(|(series, _)| series.to_owned());
+        let mut seen: Vec<String> = text.lines().filter(|line| !line.starts_with('#')).filter_map(series).collect();
+        let all = seen.len();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), all, "{text}");
+        assert!(
+            text.contains("api_gateway_rate_limit_hits_total{service=\"other\",key_type=\"other\"} 21\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -113,9 +113,14 @@ impl Labels {
     }
 
     /// The identity of the endpoint of a service at `address` that is sent `authority`, and what it is called: its address;
-    /// with the authority before it when another one of the service was there first, since those are two endpoints.
+    /// with the authority before it when another one of the service was there first, since those are two endpoints. One that
+    /// is called so stays so when that other one has been forgotten: breaker, pool and counts go by its identity.
     pub fn endpoint_of(&self, service: &str, authority: &str, address: &str) -> (EndpointId, String) {
         let names = &mut *self.names();
+        let instance = format!("{authority}/{address}");
+        if let Some(&id) = names.identities.get(service).and_then(|identities| identities.get(&instance)) {
+            return (id, instance);
+        }
         let owners = entry(&mut names.owners, service);
         let is_owner = match owners.get(address) {
             Some(owner) => owner == authority,
@@ -126,10 +131,7 @@ impl Labels {
         };
         match is_owner {
             true => (names.endpoint(service, address, Some(address)), address.to_owned()),
-            false => {
-                let instance = format!("{authority}/{address}");
-                (names.endpoint(service, &instance, None), instance)
-            }
+            false => (names.endpoint(service, &instance, None), instance),
         }
     }
 
@@ -261,6 +263,20 @@ mod tests {
         assert_eq!(name, "10.0.0.1:80");
         assert!(other != gone && other != stays);
         assert_eq!(labels.endpoint_of("sms", "a:80", "10.0.0.2:80").0, stays);
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_identity_when_another_of_its_address_is_forgotten() {
+        let labels = Labels::new();
+        let start = Instant::now();
+        labels.endpoint_of("sms", "a:80", "10.0.0.1:80");
+        let second = labels.endpoint_of("sms", "b:80", "10.0.0.1:80");
+        for now in [start, start + REMEMBERED] {
+            labels.forget(|id| id == second.0, now);
+        }
+        assert_eq!(labels.endpoint_of("sms", "b:80", "10.0.0.1:80"), second);
+        let (first, name) = labels.endpoint_of("sms", "a:80", "10.0.0.1:80");
+        assert!(first != second.0 && name == "10.0.0.1:80");
     }
 
     #[test]

@@ -174,7 +174,7 @@ fn every_line_of_an_exposition_is_well_formed() {
         let (sample, value) = line.rsplit_once(' ').expect("a value");
         assert!(value.parse::<f64>().is_ok(), "{line}");
         let name = sample.split('{').next().expect("a name");
-        assert!(name.starts_with("api_gateway_"), "{line}");
+        assert!(name.starts_with("api_gateway_") || name.starts_with("process_"), "{line}");
         assert!(
             answer.text().contains(&format!(
                 "# TYPE {}",

@@ -22,7 +22,8 @@ impl Series {
         Series { max, known: Mutex::default() }
     }
 
-    /// Adds up rows of different workers. Those whose key is not `named` have no series of their own.
+    /// Adds up rows of different workers. Those whose key is not `named` any more are left out, as series that end are: under
+    /// `other` all that they ever counted would look as if it had just happened.
     pub(super) fn sum<'a>(
         &self,
         rows: impl Iterator<Item = (u64, &'a [Counter])>,
@@ -37,7 +38,9 @@ impl Series {
         known.retain(|key| sums.contains_key(key) && named(*key));
         let unknown: Vec<u64> = sums.keys().copied().filter(|key| *key != OTHER && !known.contains(key)).collect();
         for key in unknown {
-            if known.len() < self.max && named(key) {
+            if !named(key) {
+                sums.remove(&key);
+            } else if known.len() < self.max {
                 known.insert(key);
             } else if let Some(row) = sums.remove(&key) {
                 add(&mut sums, OTHER, row.into_iter());
@@ -87,8 +90,17 @@ mod tests {
         // Another worker has counted others, with lower keys.
         let all = [(5, 2), (1, 10), (6, 1), (2, 20), (OTHER, 100)];
         assert_eq!(sum(&series, &all, |_| true), [(5, 2), (6, 1), (OTHER, 130)]);
-        // One is gone, and one whose name nobody knows any more.
+        // One is gone.
         assert_eq!(sum(&series, &[(1, 10), (5, 2)], |_| true), [(1, 10), (5, 2)]);
-        assert_eq!(sum(&series, &[(1, 10), (5, 2)], |key| key != 5), [(1, 10), (OTHER, 2)]);
+    }
+
+    #[test]
+    fn a_series_whose_name_nobody_knows_any_more_ends_and_is_not_counted_again() {
+        let series = Series::new(2);
+        let rows = [(5, 1_000), (6, 1), (OTHER, 7)];
+        assert_eq!(sum(&series, &rows, |_| true), rows);
+        assert_eq!(sum(&series, &rows, |key| key != 5), [(6, 1), (OTHER, 7)]);
+        // Its room is free.
+        assert_eq!(sum(&series, &[(6, 1), (8, 3), (OTHER, 7)], |_| true), [(6, 1), (8, 3), (OTHER, 7)]);
     }
 }

@@ -114,7 +114,7 @@ impl Traffic {
         let is_named = |key| self.labels.endpoint_name(split_upstream_key(key).0).is_some();
         for (key, row) in self.upstream.sum(self.rows(|block| &block.upstream), is_named) {
             let (endpoint, status) = split_upstream_key(key);
-            let (service, instance) = self.endpoint_labels(key, endpoint);
+            let Some((service, instance)) = self.endpoint_labels(key, endpoint) else { continue };
             let status = if key == OTHER { "other".to_owned() } else { status.to_string() };
             let labels = [("service", &service), ("instance", &instance), ("status", &status)];
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&row[0], None)?;
@@ -133,7 +133,7 @@ impl Traffic {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         let is_named = |key| self.labels.endpoint_name(EndpointId(key as u32)).is_some();
         for (key, row) in series.sum(self.rows(table), is_named) {
-            let (service, instance) = self.endpoint_labels(key, EndpointId(key as u32));
+            let Some((service, instance)) = self.endpoint_labels(key, EndpointId(key as u32)) else { continue };
             self.encode_histogram(&mut metric, &[("service", service), ("instance", instance)], &row)?;
         }
         Ok(())
@@ -144,8 +144,12 @@ impl Traffic {
         let mut metric = encoder.encode_descriptor("api_gateway_rate_limit_hits", help, None, MetricType::Counter)?;
         for (key, row) in self.rate_limited.sum(self.rows(|block| &block.rate_limited), |_| true) {
             let (service, kind) = split_rate_limited_key(key);
-            let service = if key == OTHER { "other".to_owned() } else { self.labels.service_name(service) };
-            let labels = [("service", service.as_str()), ("key_type", kind.as_str())];
+            // A service may be called `other`; no kind is.
+            let (service, kind) = match key {
+                OTHER => ("other".to_owned(), "other"),
+                _ => (self.labels.service_name(service), kind.as_str()),
+            };
+            let labels = [("service", service.as_str()), ("key_type", kind)];
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&row[0], None)?;
         }
         Ok(())
@@ -182,8 +186,11 @@ impl Traffic {
         (method.as_str(), self.labels.route_name(route), status.to_string())
     }
 
-    fn endpoint_labels(&self, key: u64, endpoint: EndpointId) -> (String, String) {
-        let name = Some(endpoint).filter(|_| key != OTHER).and_then(|endpoint| self.labels.endpoint_name(endpoint));
-        name.unwrap_or_else(|| ("other".to_owned(), "other".to_owned()))
+    /// `None` for an endpoint that was forgotten just now.
+    fn endpoint_labels(&self, key: u64, endpoint: EndpointId) -> Option<(String, String)> {
+        match key {
+            OTHER => Some(("other".to_owned(), "other".to_owned())),
+            _ => self.labels.endpoint_name(endpoint),
+        }
     }
 }
