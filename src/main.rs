@@ -36,6 +36,9 @@ use ringway::telemetry::spans::{self, SpanReceiver, SpanSender};
 use ringway::telemetry::{events, log};
 use tracing::level_filters::LevelFilter;
 
+/// Connections that the kernel queues for the management endpoints' own listener.
+const ADMIN_BACKLOG: u32 = 128;
+
 /// Access-log bytes that may wait in each worker for the log writer: about 2,000 lines.
 const LOG_RING_BYTES: usize = 1024 * 1024;
 
@@ -251,6 +254,10 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let Listeners { shares, sockets, is_shared, are_inherited, deaf, predecessor } =
         listeners(address, is_epoll, workers, config.server.backlog)?;
     let address = sockets.first().context("there is no worker")?.local_addr()?;
+    let admin_listener = match config.admin.listen {
+        Some(address) => Some(admin_listener(address, predecessor.is_some())?),
+        None => None,
+    };
 
     let labels = Arc::new(Labels::new());
     let shape = Shape {
@@ -354,6 +361,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         ),
         counters,
         management,
+        admin_listener,
         ingredients: Ingredients {
             config: config.clone(),
             resolved,
@@ -465,6 +473,21 @@ fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) 
     let deaf = clones(&opened)?;
     sockets.append(&mut opened);
     Ok(Listeners { shares, sockets, is_shared, are_inherited: true, deaf, predecessor: own })
+}
+
+/// Where management requests come in by themselves, beside those of the process before, where there is one.
+fn admin_listener(address: SocketAddr, has_predecessor: bool) -> anyhow::Result<TcpListener> {
+    let bound = match has_predecessor {
+        true => {
+            accept::bind_another(address).and_then(|socket| accept::listen(&socket, ADMIN_BACKLOG).map(|()| socket))
+        }
+        false => accept::bind(address, 1, ADMIN_BACKLOG)
+            .and_then(|mut sockets| sockets.pop().ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))),
+    };
+    let listener =
+        bound.with_context(|| format!("cannot listen on {address}; free the address or set admin.listen"))?;
+    tracing::info!(address = %listener.local_addr()?, "the management endpoints listen here");
+    Ok(listener)
 }
 
 fn clones(sockets: &[TcpListener]) -> io::Result<Vec<TcpListener>> {

@@ -3,6 +3,7 @@
 pub mod health;
 pub mod instances;
 pub mod key;
+pub mod listen;
 mod scrape;
 pub mod status;
 
@@ -20,6 +21,7 @@ use axum::routing::get;
 use axum::serve::Listener;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
+use utoipa::{OpenApi, ToSchema};
 
 use crate::snapshot::Address;
 use crate::telemetry::exposition::Exposition;
@@ -39,8 +41,8 @@ pub fn bind() -> io::Result<(Management, Address)> {
     Ok((Management(listener), Address::Unix(PathBuf::from(format!("\0{name}")))))
 }
 
-/// Answers management requests for as long as the control thread runs: the metrics, and what is under `routes`.
-pub async fn serve(management: Management, exposition: Exposition, routes: Router) {
+/// Answers management requests that workers forward, for as long as the control thread runs.
+pub async fn serve(management: Management, routes: Router) {
     let listener = match UnixListener::from_std(management.0) {
         Ok(listener) => OwnProcess(listener),
         Err(error) => {
@@ -48,17 +50,17 @@ pub async fn serve(management: Management, exposition: Exposition, routes: Route
             return;
         }
     };
-    if let Err(error) = axum::serve(listener, router(exposition, routes)).await {
+    if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the management endpoints ended");
     }
 }
 
-fn router(exposition: Exposition, routes: Router) -> Router {
-    Router::new()
-        .route("/metrics", get(scrape::metrics).fallback(method_not_allowed))
-        .with_state(scrape::Scrapes::new(exposition))
-        .merge(routes)
-        .fallback(not_found)
+/// Everything that is managed: what is under `routes`, and the metrics, where there are any.
+pub fn router(exposition: Option<Exposition>, routes: Router) -> Router {
+    let routes = routes.fallback(not_found);
+    let Some(exposition) = exposition else { return routes };
+    let metrics = Router::new().route("/metrics", get(scrape::metrics).fallback(method_not_allowed));
+    metrics.with_state(scrape::Scrapes::new(exposition)).merge(routes)
 }
 
 /// Accepts connections of this process alone: an abstract name can be connected to by anybody on the host.
@@ -100,21 +102,45 @@ fn allow_only(methods: &'static str, request: &Request) -> Response {
     answer
 }
 
-async fn not_found(request: Request) -> Response {
+pub(super) async fn not_found(request: Request) -> Response {
     problem(StatusCode::NOT_FOUND, "no_route", "There is no such management endpoint. Check the URL.", &request)
 }
 
+/// What can be asked here, described where it is answered.
+#[derive(OpenApi)]
+#[openapi(
+    paths(
+        health::all,
+        health::one,
+        status::all,
+        status::one,
+        status::metrics,
+        instances::list,
+        instances::register,
+        instances::show,
+        instances::renew,
+        instances::deregister,
+    ),
+    components(schemas(Problem))
+)]
+struct Api;
+
+/// The description of the endpoints below `/api/v1/services`.
+pub fn api() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}
+
 /// A problem document (RFC 9457), as the workers write them.
-#[derive(Serialize)]
-struct Problem<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
     #[serde(rename = "type")]
     kind: String,
-    title: &'a str,
+    title: String,
     status: u16,
-    detail: &'a str,
-    instance: &'a str,
-    reason: &'a str,
-    request_id: &'a str,
+    detail: String,
+    instance: String,
+    reason: String,
+    request_id: String,
 }
 
 fn problem(status: StatusCode, reason: &'static str, detail: &str, request: &Request) -> Response {
@@ -132,12 +158,12 @@ pub(super) fn problem_about(
     let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
     let document = Problem {
         kind: format!("urn:ringway:problem:{reason}"),
-        title: status.canonical_reason().unwrap_or("Unknown"),
+        title: status.canonical_reason().unwrap_or("Unknown").to_owned(),
         status: status.as_u16(),
-        detail,
-        instance: uri.path(),
-        reason,
-        request_id,
+        detail: detail.to_owned(),
+        instance: uri.path().to_owned(),
+        reason: reason.to_owned(),
+        request_id: request_id.to_owned(),
     };
     let mut answer = (status, axum::Json(document)).into_response();
     let headers = answer.headers_mut();
@@ -170,7 +196,7 @@ mod tests {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
             let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
             let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
-            super::super::thread::block_on(serve(management, exposition, Router::new()))
+            super::super::thread::block_on(serve(management, router(Some(exposition), Router::new())))
         });
         name_of(&address)
     }

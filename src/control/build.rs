@@ -62,7 +62,7 @@ pub fn snapshot(
     });
     let endpoint = management_endpoint(management, labels);
     let metrics = config.metrics.enabled.then_some(METRICS_PREFIX);
-    let managed = metrics.into_iter().chain(MANAGEMENT_PREFIXES);
+    let managed = metrics.into_iter().chain(MANAGEMENT_PREFIXES).filter(|_| config.admin.listen.is_none());
     let managed = managed.map(|prefix| (management_service(config, prefix, &endpoint, labels), Vec::new()));
 
     let mut specs = Vec::new();

@@ -229,6 +229,17 @@ pub struct Service {
     pub health: HealthSettings,
     /// Which pages may ask.
     pub cors: CorsSettings,
+    /// Where the service describes its API.
+    pub openapi_url: Option<OpenApiUrl>,
+}
+
+/// `services.<name>.openapi_url`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenApiUrl {
+    /// A path that one of its endpoints is asked for.
+    Path(String),
+    /// `http://…` or `https://…`
+    Absolute(String),
 }
 
 /// One of `services.<name>.endpoints`.

@@ -60,7 +60,7 @@ impl Issuer {
     /// Does not end.
     async fn keep_fresh(&self, publisher: &Publisher, seam: &Seam) {
         let Some(url) = &self.url else { return std::future::pending().await };
-        let fetcher = match jwks::Fetcher::new(url) {
+        let fetcher = match jwks::Fetcher::new(url, jwks::KEY_SETS) {
             Ok(fetcher) => fetcher,
             Err(error) => {
                 tracing::error!(%error, "the keys at auth.jwt.jwks_url cannot be fetched");

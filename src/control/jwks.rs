@@ -26,6 +26,9 @@ pub const FETCH_EVERY_MIN: Duration = Duration::from_secs(10);
 /// The pause after the first fetch that comes to nothing while there is no document; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
+/// What the documents are.
+pub const KEY_SETS: &str = "application/jwk-set+json, application/json";
+
 /// How often it is asked whether a key is wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 

@@ -11,6 +11,7 @@ pub mod build;
 pub mod config;
 pub mod dashboard;
 pub mod dns;
+pub mod docs;
 pub mod endpoint_watch;
 pub mod events_watch;
 pub mod handover;

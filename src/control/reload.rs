@@ -164,6 +164,7 @@ fn keep_fixed(config: &mut Config, running: &Config) -> Vec<&'static str> {
     keep("server.backlog", &mut new.backlog, &old.backlog, &mut fixed);
     let most = "server.max_connections_per_worker";
     keep(most, &mut new.max_connections_per_worker, &old.max_connections_per_worker, &mut fixed);
+    keep("admin.listen", &mut config.admin.listen, &running.admin.listen, &mut fixed);
     keep("[redis]", &mut config.redis, &running.redis, &mut fixed);
     keep("rate_limit.memory_keys", &mut config.memory_keys, &running.memory_keys, &mut fixed);
     keep("[metrics]", &mut config.metrics, &running.metrics, &mut fixed);

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -13,6 +14,7 @@ use super::dashboard::{
     self,
     sampler::{Sampler, Sources},
 };
+use super::docs::{self, Docs};
 use super::handover::Handover;
 use super::publisher::{Ingredients, Publisher};
 use super::registry::Registry;
@@ -40,6 +42,8 @@ pub struct Parts {
     pub exposition: Exposition,
     /// The socket that the workers forward management requests to.
     pub management: Management,
+    /// Where others come for them, off the public port (`admin.listen`).
+    pub admin_listener: Option<TcpListener>,
     /// What the first snapshot was built of.
     pub ingredients: Ingredients,
     /// The instances that registered themselves, as far as they are known already.
@@ -83,6 +87,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
                 driver,
                 mut exposition,
                 management,
+                admin_listener,
                 ingredients,
                 registered,
                 origin,
@@ -135,7 +140,14 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             }));
             tokio::spawn(Arc::clone(&dashboard).keep_sampling());
             let routes = routes.merge(dashboard::routes(dashboard));
-            tokio::spawn(admin::serve(management, exposition, routes));
+            let docs = Arc::new(Docs::new(Arc::clone(&publisher)));
+            tokio::spawn(Arc::clone(&docs).keep_current());
+            let routes = routes.merge(docs::routes(docs));
+            let routes = admin::router(config.metrics.enabled.then_some(exposition), routes);
+            if let Some(listener) = admin_listener {
+                tokio::spawn(admin::listen::serve(listener, routes.clone(), Arc::clone(&seam)));
+            }
+            tokio::spawn(admin::serve(management, routes));
             tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
             tokio::spawn(issuer::keep_fresh(publisher, seam));

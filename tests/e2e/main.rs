@@ -13,6 +13,7 @@ mod descriptors;
 #[path = "../browser/devtools.rs"]
 mod devtools;
 mod dns;
+mod docs;
 mod drain;
 mod drivers;
 mod early_answers;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 
 use crate::support::gateway::signal;
-use crate::support::prometheus::{Prometheus, complaints};
+use crate::support::prometheus::{PYTHON, Prometheus, complaints};
 use crate::support::{Backend, Gate, Gateway, gateway_to, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -68,7 +68,7 @@ fn the_linter_and_the_strict_parser_have_nothing_to_say() {
     let is_known =
         |line: &&str| line.ends_with("_total no help text") || line.is_empty() || line.starts_with("exit status");
     assert_eq!(complaints_left.lines().find(|line| !is_known(line)), None);
-    assert_eq!(complaints(&["/usr/bin/python3", "-c", STRICT], &open), "");
+    assert_eq!(complaints(&[PYTHON, "-c", STRICT], &open), "");
 }
 
 #[test]

@@ -14,8 +14,9 @@ use axum::{Json, Router};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
 
-use super::{method_not_allowed, problem};
+use super::{Problem, method_not_allowed, problem};
 use crate::control::config::HealthSettings;
 use crate::control::health::verdict;
 use crate::control::health::{HealthReport, Reports};
@@ -25,7 +26,7 @@ use crate::traffic::standing;
 
 /// What the answers are made of.
 #[derive(Debug, Clone)]
-struct Sources {
+pub(super) struct Sources {
     publisher: Arc<Publisher>,
     reports: Arc<Reports>,
 }
@@ -38,8 +39,9 @@ pub fn routes(publisher: Arc<Publisher>, reports: Arc<Reports>) -> Router {
         .with_state(Sources { publisher, reports })
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = HealthState)]
 enum Status {
     Healthy,
     Unhealthy,
@@ -58,13 +60,15 @@ impl Status {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HealthOverview)]
 struct Overview {
     status: Status,
     services: Vec<Service>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ServiceHealth)]
 struct Service {
     service: Box<str>,
     status: Status,
@@ -77,7 +81,8 @@ struct Service {
     endpoints: Vec<Endpoint>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EndpointHealth)]
 struct Endpoint {
     instance: Box<str>,
     /// `healthy`, `unhealthy`, or `unknown`: not checked yet, or at all.
@@ -90,13 +95,27 @@ struct Endpoint {
     consecutive_failures: u32,
 }
 
-async fn all(State(sources): State<Sources>) -> Response {
+/// The health of every service
+///
+/// 200 while each of them has a healthy endpoint, 503 otherwise.
+#[utoipa::path(get, path = "/api/v1/services/health", tag = "Services", operation_id = "health_of_services", responses(
+    (status = 200, description = "All are healthy", body = Overview),
+    (status = 503, description = "One at least is not", body = Overview),
+))]
+pub(super) async fn all(State(sources): State<Sources>) -> Response {
     let services = sources.services(|_| true);
     let status = Status::of(services.iter().all(|service| service.status == Status::Healthy));
     (status.code(), Json(Overview { status, services })).into_response()
 }
 
-async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
+/// The health of a service
+#[utoipa::path(get, path = "/api/v1/services/{service}/health", tag = "Services", operation_id = "health_of_service",
+    params(("service" = String, Path, description = "The service's name")), responses(
+    (status = 200, description = "It is healthy", body = Service),
+    (status = 503, description = "It is not", body = Service),
+    (status = 404, description = "`unknown_service`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
     match sources.services(|service| service == name).pop() {
         Some(service) => (service.status.code(), Json(service)).into_response(),
         None => unknown_service(&request),

@@ -16,9 +16,10 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::de::{DeserializeOwned, Unexpected};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::key::{self, KeyRefusal};
-use super::{allow_only, problem_about};
+use super::{Problem, allow_only, problem_about};
 use crate::control::build::MANAGEMENT_BODY_BYTES;
 use crate::control::config;
 use crate::control::registry::book::{Entry, Put};
@@ -46,7 +47,7 @@ pub fn routes(registry: Arc<Registry>) -> Router {
 }
 
 /// What POST takes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Registration {
     url: String,
@@ -55,7 +56,7 @@ struct Registration {
 }
 
 /// What PUT takes; it may as well have no body.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Heartbeat {
     weight: Option<u64>,
@@ -63,7 +64,7 @@ struct Heartbeat {
 }
 
 /// A number of seconds, or a duration as configurations write it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Ttl {
     Seconds(f64),
@@ -81,7 +82,8 @@ impl Ttl {
 }
 
 /// An instance, as it is shown.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Instance)]
 struct Shown {
     id: String,
     url: String,
@@ -106,7 +108,8 @@ impl Shown {
 }
 
 /// All of a service.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Instances)]
 struct ShownList {
     service: String,
     /// Redis is away: this is what was known last.
@@ -176,7 +179,15 @@ impl Refusal {
     }
 }
 
-async fn list(State(registry): State<Arc<Registry>>, path: PathOf<String>, request: Request) -> Response {
+/// Who is registered with a service
+#[utoipa::path(get, path = "/api/v1/services/{service}/instances", tag = "Instances", operation_id = "list_instances",
+    params(("service" = String, Path, description = "The service's name")), security(("admin_key" = []), ("admin_bearer" = [])), responses(
+    (status = 200, description = "`stale` while Redis is away", body = ShownList),
+    (status = 401, description = "`credentials_missing`, `admin_key_wrong`", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "`admin_key_not_configured`", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "`unknown_service`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn list(State(registry): State<Arc<Registry>>, path: PathOf<String>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     answered(&parts, async {
         admit(&registry, &parts.headers)?;
@@ -188,7 +199,19 @@ async fn list(State(registry): State<Arc<Registry>>, path: PathOf<String>, reque
     .await
 }
 
-async fn show(State(registry): State<Arc<Registry>>, path: PathOf<(String, String)>, request: Request) -> Response {
+/// A registered instance
+#[utoipa::path(get, path = "/api/v1/services/{service}/instances/{id}", tag = "Instances", operation_id = "show_instance",
+    params(("service" = String, Path, description = "The service's name"), ("id" = String, Path, description = "What POST answered, 16 hexadecimal digits")), security(("admin_key" = []), ("admin_bearer" = [])), responses(
+    (status = 200, description = "It is registered", body = Shown),
+    (status = 401, description = "`credentials_missing`, `admin_key_wrong`", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "`admin_key_not_configured`", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "`unknown_service`, `unknown_instance`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn show(
+    State(registry): State<Arc<Registry>>,
+    path: PathOf<(String, String)>,
+    request: Request,
+) -> Response {
     let (parts, _) = request.into_parts();
     answered(&parts, async {
         admit(&registry, &parts.headers)?;
@@ -201,7 +224,25 @@ async fn show(State(registry): State<Arc<Registry>>, path: PathOf<(String, Strin
     .await
 }
 
-async fn register(State(registry): State<Arc<Registry>>, path: PathOf<String>, request: Request) -> Response {
+/// Registers an instance, or renews it
+#[utoipa::path(post, path = "/api/v1/services/{service}/instances", tag = "Instances", operation_id = "register_instance",
+    params(("service" = String, Path, description = "The service's name")), security(("admin_key" = []), ("admin_bearer" = [])), request_body = Registration, responses(
+    (status = 201, description = "It is new", body = Shown, headers(("Location" = String, description = "Where it is"))),
+    (status = 200, description = "It was registered already", body = Shown),
+    (status = 400, description = "`malformed_json`", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "`credentials_missing`, `admin_key_wrong`", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "`admin_key_not_configured`", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "`unknown_service`", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "`instances_full`", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "`body_too_large`", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "`instance_url_malformed` and its kin", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "`registry_unavailable`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn register(
+    State(registry): State<Arc<Registry>>,
+    path: PathOf<String>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     answered(&parts, async {
         admit(&registry, &parts.headers)?;
@@ -216,7 +257,22 @@ async fn register(State(registry): State<Arc<Registry>>, path: PathOf<String>, r
     .await
 }
 
-async fn renew(State(registry): State<Arc<Registry>>, path: PathOf<(String, String)>, request: Request) -> Response {
+/// A sign of life; may change weight and ttl
+#[utoipa::path(put, path = "/api/v1/services/{service}/instances/{id}", tag = "Instances", operation_id = "renew_instance",
+    params(("service" = String, Path, description = "The service's name"), ("id" = String, Path, description = "What POST answered, 16 hexadecimal digits")), security(("admin_key" = []), ("admin_bearer" = [])), request_body(content = Option<Heartbeat>, description = "May be left out"), responses(
+    (status = 200, description = "It lives on", body = Shown),
+    (status = 400, description = "`malformed_json`", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "`credentials_missing`, `admin_key_wrong`", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "`admin_key_not_configured`", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "`unknown_service`, `unknown_instance`", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "`instance_weight_invalid`, `instance_ttl_invalid`", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "`registry_unavailable`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn renew(
+    State(registry): State<Arc<Registry>>,
+    path: PathOf<(String, String)>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     answered(&parts, async {
         admit(&registry, &parts.headers)?;
@@ -233,7 +289,16 @@ async fn renew(State(registry): State<Arc<Registry>>, path: PathOf<(String, Stri
     .await
 }
 
-async fn deregister(
+/// Forgets an instance; requests that it has finish
+#[utoipa::path(delete, path = "/api/v1/services/{service}/instances/{id}", tag = "Instances", operation_id = "deregister_instance",
+    params(("service" = String, Path, description = "The service's name"), ("id" = String, Path, description = "What POST answered, 16 hexadecimal digits")), security(("admin_key" = []), ("admin_bearer" = [])), responses(
+    (status = 204, description = "It gets no further requests"),
+    (status = 401, description = "`credentials_missing`, `admin_key_wrong`", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "`admin_key_not_configured`", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "`unknown_service`, `unknown_instance`", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "`registry_unavailable`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn deregister(
     State(registry): State<Arc<Registry>>,
     path: PathOf<(String, String)>,
     request: Request,

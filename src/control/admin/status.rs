@@ -12,9 +12,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::health::unknown_service;
-use super::method_not_allowed;
+use super::{Problem, method_not_allowed};
 use crate::control::health::{Reports, verdict};
 use crate::control::publisher::Publisher;
 use crate::policy::auth::Mode;
@@ -25,7 +26,7 @@ use crate::traffic::breaker::BreakerState;
 
 /// What the answers are made of.
 #[derive(Debug, Clone)]
-struct Sources {
+pub(super) struct Sources {
     publisher: Arc<Publisher>,
     reports: Arc<Reports>,
     counters: Arc<[Arc<Counters>]>,
@@ -40,7 +41,8 @@ pub fn routes(publisher: Arc<Publisher>, reports: Arc<Reports>, counters: Vec<Ar
         .with_state(Sources { publisher, reports, counters: counters.into() })
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusOverview)]
 struct Overview {
     /// The snapshot that is served; each change of configuration, addresses, keys or health makes another.
     generation: u64,
@@ -48,7 +50,8 @@ struct Overview {
     services: Vec<Service>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ServiceStatus)]
 struct Service {
     service: Box<str>,
     prefix: Box<str>,
@@ -58,7 +61,8 @@ struct Service {
     endpoints: Vec<Endpoint>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EndpointStatus)]
 struct Endpoint {
     instance: Box<str>,
     /// `configured`, `dns` or `registered`.
@@ -80,7 +84,8 @@ struct Endpoint {
     response_time_ms: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ServiceMetrics)]
 struct Metrics {
     service: Box<str>,
     in_flight: u32,
@@ -92,7 +97,8 @@ struct Metrics {
     endpoints: Vec<EndpointMetrics>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EndpointMetrics)]
 struct EndpointMetrics {
     instance: Box<str>,
     in_flight: u32,
@@ -101,14 +107,24 @@ struct EndpointMetrics {
     breaker: &'static str,
 }
 
-async fn all(State(sources): State<Sources>) -> Response {
+/// Every service and its endpoints, as the workers see them
+#[utoipa::path(get, path = "/api/v1/services/status", tag = "Services", operation_id = "status_of_services", responses(
+    (status = 200, description = "Breakers are the worst of the workers', counts are sums", body = Overview),
+))]
+pub(super) async fn all(State(sources): State<Sources>) -> Response {
     let snapshot = sources.publisher.snapshot();
     let services = own(&snapshot).map(|service| sources.service(service)).collect();
     let workers = sources.counters.len();
     Json(Overview { generation: snapshot.generation, workers, services }).into_response()
 }
 
-async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
+/// A service and its endpoints, as the workers see them
+#[utoipa::path(get, path = "/api/v1/services/{service}/status", tag = "Services", operation_id = "status_of_service",
+    params(("service" = String, Path, description = "The service's name")), responses(
+    (status = 200, description = "Breakers are the worst of the workers', counts are sums", body = Service),
+    (status = 404, description = "`unknown_service`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
     let snapshot = sources.publisher.snapshot();
     match own(&snapshot).find(|service| *service.name == name) {
         Some(service) => Json(sources.service(service)).into_response(),
@@ -116,7 +132,13 @@ async fn one(State(sources): State<Sources>, Path(name): Path<String>, request: 
     }
 }
 
-async fn metrics(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
+/// What a service has answered
+#[utoipa::path(get, path = "/api/v1/services/{service}/metrics", tag = "Services", operation_id = "metrics_of_service",
+    params(("service" = String, Path, description = "The service's name")), responses(
+    (status = 200, description = "Answers by status, and refusals by rate limits, since the start", body = Metrics),
+    (status = 404, description = "`unknown_service`", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn metrics(State(sources): State<Sources>, Path(name): Path<String>, request: Request) -> Response {
     let snapshot = sources.publisher.snapshot();
     match own(&snapshot).find(|service| *service.name == name) {
         Some(service) => Json(sources.metrics(service)).into_response(),

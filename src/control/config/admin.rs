@@ -20,6 +20,8 @@ pub struct Admin {
     /// The hash of the key that the registration of instances and the dashboard's figures ask for; none: the one is switched
     /// off, the other open to all.
     pub key_hash: Option<KeyHash>,
+    /// Where the management endpoints are, off the public port, which keeps `/health` and its kin; none: on the public port.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[discovery]`
@@ -51,6 +53,10 @@ pub(super) fn admin(section: Section<'_>) -> Admin {
         key_hash: section.get("key_hash", |node| {
             // Without the value, which may be the key itself.
             node.text()?.parse::<KeyHash>().map_err(|error| error.to_string())
+        }),
+        listen: section.get("listen", |node| {
+            let problem = "must be an address and a port, such as \"127.0.0.1:9090\" or \"[::1]:9090\"";
+            node.text()?.parse().map_err(|_| problem.to_owned())
         }),
     }
 }

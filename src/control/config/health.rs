@@ -118,7 +118,7 @@ pub(super) fn statuses(node: &Node) -> Result<StatusRange, String> {
 }
 
 /// A request target in origin form (RFC 9112, section 3.2.1).
-fn target(node: &Node) -> Result<String, String> {
+pub(super) fn target(node: &Node) -> Result<String, String> {
     match node.text()? {
         text if text.len() > PATH_MAX => Err(format!("must not be longer than {PATH_MAX} characters")),
         text if !text.starts_with('/') => Err("must begin with \"/\", as in \"/health\"".to_owned()),

@@ -15,7 +15,7 @@ use super::health::{self, HealthSettings};
 use super::limits::{self, RateLimits};
 use super::read::Section;
 use super::value::{Node, Value};
-use super::{EndpointSpec, EndpointUrl, Service, endpoint, keys, resilience, route, tables};
+use super::{EndpointSpec, EndpointUrl, OpenApiUrl, Service, endpoint, keys, resilience, route, tables};
 
 /// So many that each keeps an identity of its own in the counters over thousands of reloads.
 const SERVICES_MAX: usize = 1_024;
@@ -123,6 +123,10 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
         rate_limits: limits::of_service(section, rate_limits),
         health: health::of_service(section, health),
         cors: super::cors::cors(Section::of(&own_cors, section.node("cors"), section.errors), cors),
+        openapi_url: section.get("openapi_url", |node| match node.text()? {
+            path if path.starts_with('/') => health::target(node).map(OpenApiUrl::Path),
+            url => credentials::plain_url(url).map(OpenApiUrl::Absolute),
+        }),
     }
 }
 

@@ -59,14 +59,15 @@ impl From<reqwest::Error> for FetchError {
 pub struct Fetcher {
     client: Client,
     url: Url,
+    accept: &'static str,
 }
 
 impl Fetcher {
-    /// For `url`, which the configuration has checked.
+    /// For `url`, which the configuration has checked; `accept` names the media types that are understood.
     ///
     /// # Errors
     /// No certificates to trust are found on this machine, or `url` is none.
-    pub fn new(url: &str) -> Result<Fetcher, FetchError> {
+    pub fn new(url: &str, accept: &'static str) -> Result<Fetcher, FetchError> {
         let url = Url::parse(url).map_err(|error| FetchError::Transport(error.to_string()))?;
         let client = Client::builder()
             .no_proxy()
@@ -77,7 +78,7 @@ impl Fetcher {
             .pool_max_idle_per_host(0)
             .user_agent(concat!("ringway/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Fetcher { client, url })
+        Ok(Fetcher { client, url, accept })
     }
 
     /// Fetches once.
@@ -85,7 +86,7 @@ impl Fetcher {
     /// # Errors
     /// See [`FetchError`]; takes 10 s at most.
     pub async fn fetch(&self) -> Result<Document, FetchError> {
-        let request = self.client.get(self.url.clone()).header(ACCEPT, "application/jwk-set+json, application/json");
+        let request = self.client.get(self.url.clone()).header(ACCEPT, self.accept);
         let mut answer = request.send().await?;
         if answer.status() != StatusCode::OK {
             return Err(FetchError::Status(answer.status()));

@@ -142,7 +142,7 @@ async fn server(routes: Router) -> String {
 }
 
 async fn fetch(url: &str) -> Result<Document, String> {
-    Fetcher::new(url).expect("a client").fetch().await.map_err(|error| error.to_string())
+    Fetcher::new(url, KEY_SETS).expect("a client").fetch().await.map_err(|error| error.to_string())
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn what_is_no_document() {
 async fn a_new_key_is_published() {
     let turn = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
     let answer = async move || format!("{}", turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let fetcher = Fetcher::new(&server(Router::new().route("/", get(answer))).await).expect("a client");
+    let fetcher = Fetcher::new(&server(Router::new().route("/", get(answer))).await, KEY_SETS).expect("a client");
     let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
     let parse = |bytes: &[u8]| -> Result<String, Utf8Error> { Ok(std::str::from_utf8(bytes)?.to_owned()) };
     let publish = |text| sender.send(text).expect("it is received");

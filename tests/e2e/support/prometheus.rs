@@ -88,6 +88,9 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
+/// The Python that `tests/run` has given the packages of tests/requirements.txt.
+pub const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
+
 /// What a command says about `text`, given to it on standard input: nothing where it is content.
 pub fn complaints(command: &[&str], text: &str) -> String {
     let mut child = Command::new(command[0])
