@@ -132,6 +132,11 @@ pub fn api() -> utoipa::openapi::OpenApi {
 
 /// A problem document (RFC 9457), as the workers write them.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "type": "urn:ringway:problem:rate_limited", "title": "Too Many Requests", "status": 429,
+    "detail": "Too many requests. Wait as long as Retry-After says, in seconds, and try again.",
+    "instance": "/api/v1/sms/send", "reason": "rate_limited", "request_id": "128d44ed131af02c8efe75f7aa1cdaab"
+}))]
 pub struct Problem {
     #[serde(rename = "type")]
     kind: String,

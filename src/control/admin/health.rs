@@ -82,7 +82,10 @@ struct Service {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = EndpointHealth)]
+#[schema(as = EndpointHealth, example = json!({
+    "instance": "10.0.0.7:9003", "status": "healthy", "last_check": "2030-01-31T12:00:00.250Z", "last_result": "200",
+    "latency_ms": 1.3, "consecutive_successes": 42, "consecutive_failures": 0
+}))]
 struct Endpoint {
     instance: Box<str>,
     /// `healthy`, `unhealthy`, or `unknown`: not checked yet, or at all.

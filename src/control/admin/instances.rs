@@ -49,6 +49,7 @@ pub fn routes(registry: Arc<Registry>) -> Router {
 /// What POST takes.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"url": "http://10.0.0.7:9003", "weight": 1, "ttl": "30s"}))]
 struct Registration {
     url: String,
     weight: Option<u64>,
@@ -58,6 +59,7 @@ struct Registration {
 /// What PUT takes; it may as well have no body.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"weight": 2}))]
 struct Heartbeat {
     weight: Option<u64>,
     ttl: Option<Ttl>,
@@ -83,7 +85,9 @@ impl Ttl {
 
 /// An instance, as it is shown.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Instance)]
+#[schema(as = Instance, example = json!({
+    "id": "0f3a9c5d7e21b846", "url": "http://10.0.0.7:9003", "weight": 1, "ttl": 30.0, "expires_in": 30
+}))]
 struct Shown {
     id: String,
     url: String,

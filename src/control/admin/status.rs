@@ -62,7 +62,10 @@ struct Service {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = EndpointStatus)]
+#[schema(as = EndpointStatus, example = json!({
+    "instance": "10.0.0.7:9003", "source": "dns", "weight": 1, "health": "healthy", "last_check": "2030-01-31T12:00:00.250Z",
+    "last_result": "200", "breaker": "closed", "ejected_by": 0, "in_flight": 3, "answers": 81345, "response_time_ms": 4.2
+}))]
 struct Endpoint {
     instance: Box<str>,
     /// `configured`, `dns` or `registered`.
@@ -85,7 +88,12 @@ struct Endpoint {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = ServiceMetrics)]
+#[schema(as = ServiceMetrics, example = json!({
+    "service": "sms", "in_flight": 3, "answers": {"200": 81340, "503": 5}, "response_time_ms": 4.2, "rate_limited": {"user": 12},
+    "endpoints": [{
+        "instance": "10.0.0.7:9003", "in_flight": 3, "answers": {"200": 81340, "503": 5}, "response_time_ms": 4.2, "breaker": "closed"
+    }]
+}))]
 struct Metrics {
     service: Box<str>,
     in_flight: u32,
