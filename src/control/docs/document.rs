@@ -71,7 +71,7 @@ pub fn document(config: &Config, own: &HashMap<String, Own>) -> Value {
             tags.push(tag);
         }
         if let Some(Own::Document(remote)) = own.get(&service.name) {
-            merge::merge(&mut document, remote, service, operation_extras(service));
+            merge::merge(&mut document, remote, service, &operation_extras(service));
         }
     }
     document

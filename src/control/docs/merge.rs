@@ -106,7 +106,7 @@ fn modernise(value: &mut Value) {
 
 /// Takes the paths of `remote`, which [`read`] has read, into `document` below the service's prefix, and its components under
 /// its name. Each operation gets what the gateway makes of it, `extras`.
-pub fn merge(document: &mut Value, remote: &Value, service: &Service, extras: Value) {
+pub fn merge(document: &mut Value, remote: &Value, service: &Service, extras: &Value) {
     let name = &service.name;
     for section in SECTIONS {
         let Some(components) = remote["components"][section].as_object() else { continue };
@@ -114,7 +114,7 @@ pub fn merge(document: &mut Value, remote: &Value, service: &Service, extras: Va
             let mut component = component.clone();
             rename(&mut component, name);
             if section == "pathItems" {
-                own(&mut component, service, &extras);
+                own(&mut component, service, extras);
             }
             let known = &mut document["components"][section];
             if !known.is_object() {
@@ -133,7 +133,7 @@ pub fn merge(document: &mut Value, remote: &Value, service: &Service, extras: Va
     for (path, item) in items.iter().filter(|(path, item)| path.starts_with('/') && item.is_object()) {
         let mut item = item.clone();
         rename(&mut item, name);
-        own(&mut item, service, &extras);
+        own(&mut item, service, extras);
         let path = if path == "/" { prefix.to_owned() } else { format!("{prefix}{path}") };
         paths.insert(if path.is_empty() { "/".to_owned() } else { path }, item);
     }
@@ -224,7 +224,7 @@ mod tests {
             &mut document,
             &remote,
             &service(lines),
-            json!({"security": [], "responses": {"429": {"description": "slow"}}}),
+            &json!({"security": [], "responses": {"429": {"description": "slow"}}}),
         );
         document
     }
