@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +34,9 @@ const SETTLING_MAX: Duration = Duration::from_secs(3);
 
 /// How long reading it may take. Nobody waits for that but the change itself.
 const READING_MAX: Duration = Duration::from_secs(5);
+
+/// How many readings may hang at once; while so many do, no other is begun.
+const READERS_MAX: usize = 8;
 
 /// The most errors of one configuration that the log repeats.
 const ERRORS_LOGGED_MAX: usize = 20;
@@ -134,10 +138,16 @@ impl Reloader {
 /// Reads the configuration on a thread of its own, which a file that is never there does not let end: it is left behind, so
 /// that neither the control plane nor the end of the process waits for it. `None`: it took too long.
 async fn read(source: Source) -> Option<Result<(Config, Looks), ConfigErrors>> {
+    static READERS: AtomicUsize = AtomicUsize::new(0);
+    if READERS.fetch_add(1, Ordering::Relaxed) >= READERS_MAX {
+        READERS.fetch_sub(1, Ordering::Relaxed);
+        return None;
+    }
     let (send, receive) = oneshot::channel();
     let reading = move || {
         // Whoever gave up does not want it any more.
         let _ = send.send(load(&source));
+        READERS.fetch_sub(1, Ordering::Relaxed);
     };
     std::thread::Builder::new().name("ringway-config".into()).spawn(reading).ok()?;
     timeout(READING_MAX, receive).await.ok()?.ok()

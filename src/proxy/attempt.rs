@@ -171,8 +171,8 @@ pub fn may_repeat(tx: &Transaction, plan: &Plan, progress: Progress) -> bool {
     settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures + 1 < settings.attempts
 }
 
-/// When the head of the answer is due, and by which rule. A try that another may follow gets `retry.try_timeout`; and all of them together
-/// no more time than one alone would get.
+/// When the head of the answer is due, and by which rule. A try that another may follow gets `retry.try_timeout`; and all of
+/// them together no more time than one alone would get.
 pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> (Millis, Deadline) {
     let last = *tx.tries.due.get_or_insert(tx.worker.after(timeouts.response_header));
     let try_timeout = tx.service().and_then(|(service, _)| service.retry.try_timeout);

@@ -219,6 +219,7 @@ impl Limiter {
                     return Admission::Pass;
                 }
                 (Source::Degraded, OnError::Deny) => {
+                    add(&self.figures.denied_locally, 1);
                     return Admission::Deny(Denial { index, retry_after: UNKNOWN });
                 }
                 _ => {}

@@ -10,7 +10,7 @@
 mod exemplar;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -244,13 +244,16 @@ pub fn endpoint_sight(blocks: &[Arc<Counters>], endpoint: EndpointId) -> Endpoin
     sum
 }
 
-/// The answers of the endpoint, by status.
-pub fn endpoint_answers(blocks: &[Arc<Counters>], endpoint: EndpointId) -> BTreeMap<u16, u64> {
-    let mut sums = BTreeMap::new();
+/// The answers of each of the endpoints that are `wanted`, by status.
+pub fn endpoint_answers(
+    blocks: &[Arc<Counters>],
+    wanted: impl Fn(EndpointId) -> bool,
+) -> HashMap<EndpointId, BTreeMap<u16, u64>> {
+    let mut sums: HashMap<EndpointId, BTreeMap<u16, u64>> = HashMap::new();
     for (key, row) in blocks.iter().flat_map(|block| block.upstream.rows()).filter(|&(key, _)| key != OTHER) {
-        let (other, status) = split_upstream_key(key);
-        if other == endpoint {
-            *sums.entry(status).or_default() += row[0].get();
+        let (endpoint, status) = split_upstream_key(key);
+        if wanted(endpoint) {
+            *sums.entry(endpoint).or_default().entry(status).or_default() += row[0].get();
         }
     }
     sums

@@ -6,6 +6,7 @@
 mod outlet;
 mod throttle;
 
+use std::backtrace::Backtrace;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -50,8 +51,24 @@ pub fn init(level: LevelFilter, for_eyes: bool) -> io::Result<Events> {
     let only = Throttled(Arc::clone(&throttle));
     let lines = if for_eyes { lines.boxed() } else { lines.json().flatten_event(true).boxed() };
     // A second gateway in one process, as in tests, keeps the first one's.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(only).with_filter(level)).try_init();
+    if tracing_subscriber::registry().with(lines.with_filter(only).with_filter(level)).try_init().is_ok() {
+        tell_of_panics();
+    }
     Ok(Events { outlet, throttle })
+}
+
+/// Has panics told of as events: written to standard error itself, a reader who is stuck would stop the worker that caught one.
+/// The main thread's end the process, and are written as ever.
+fn tell_of_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        if thread.name() == Some("main") {
+            return usual(panic);
+        }
+        let backtrace = Backtrace::force_capture();
+        tracing::error!(thread = thread.name(), %panic, %backtrace, "a panic: a bug of the gateway, please report it");
+    }));
 }
 
 impl Events {
@@ -65,7 +82,7 @@ impl Events {
         self.outlet.take_lost()
     }
 
-    /// Waits, for [`FINISH_MAX`] at most, until what is on its way is written: before the process ends.
+    /// Waits, for a second at most, until what is on its way is written: before the process ends.
     pub fn finish(&self) {
         self.outlet.flush(FINISH_MAX);
     }

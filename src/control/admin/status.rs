@@ -4,7 +4,7 @@
 //! Each worker has breakers, ejections and counts of its own. Shown are the worst of the breakers, and the sums of the
 //! rest; a worker publishes changes of its breakers at once, everything else once a second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
@@ -19,7 +19,7 @@ use super::{Problem, method_not_allowed};
 use crate::control::health::{Reports, verdict};
 use crate::control::publisher::Publisher;
 use crate::policy::auth::Mode;
-use crate::snapshot::{self, ServiceKind, Snapshot};
+use crate::snapshot::{self, EndpointId, ServiceKind, Snapshot};
 use crate::telemetry::counters::{Counters, endpoint_answers, endpoint_sight, rate_limit_hits};
 use crate::traffic::balance::Algorithm;
 use crate::traffic::breaker::BreakerState;
@@ -215,10 +215,12 @@ impl Sources {
             rate_limited: rate_limit_hits(&self.counters, service.id),
             endpoints: Vec::new(),
         };
+        let known: HashSet<EndpointId> = service.endpoints.iter().map(|endpoint| endpoint.id).collect();
+        let mut all = endpoint_answers(&self.counters, |id| known.contains(&id));
         let (mut nanos, mut answers) = (0, 0);
         for endpoint in &service.endpoints {
             let sight = endpoint_sight(&self.counters, endpoint.id);
-            let by_status = endpoint_answers(&self.counters, endpoint.id);
+            let by_status = all.remove(&endpoint.id).unwrap_or_default();
             for (&status, &count) in &by_status {
                 *whole.answers.entry(status).or_default() += count;
             }
