@@ -7,20 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Backend, Gate, Gateway, service, until};
 
-/// A backend that breaks off every connection while `works` is false.
-fn fragile(works: &Arc<AtomicBool>) -> Backend {
-    let works = Arc::clone(works);
-    Backend::start(move |connection| {
-        loop {
-            connection.request()?;
-            if !works.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
-        }
-    })
-}
-
 fn state(gateway: &Gateway, backend: &Backend) -> f64 {
     let instance = backend.address;
     gateway.metric(&format!("api_gateway_circuit_breaker_state{{service=\"api\",instance=\"{instance}\"}}"))
@@ -31,7 +17,7 @@ const LINES: &str = "[services.api.circuit_breaker]\nfailure_threshold = 3\nopen
 #[test]
 fn a_breaker_opens_and_closes_again() {
     let works = Arc::new(AtomicBool::new(false));
-    let backend = fragile(&works);
+    let backend = Backend::fragile(&works);
     let gateway = Gateway::start(&service("api", &[backend.url()], LINES));
     assert_eq!(state(&gateway, &backend), 0.0);
     for _ in 0..3 {
@@ -97,7 +83,7 @@ fn half_open_lets_through_no_more_than_its_count() {
 #[test]
 fn others_take_the_requests_meanwhile() {
     let (broken, works) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-    let (bad, good) = (fragile(&broken), fragile(&works));
+    let (bad, good) = (Backend::fragile(&broken), Backend::fragile(&works));
     let lines = LINES.replace("enabled = false", "budget_minimum = 100");
     let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], &lines));
     for _ in 0..50 {
@@ -139,7 +125,7 @@ fn a_client_that_leaves_is_no_failure() {
 #[test]
 fn it_outlives_a_reload_and_its_settings_change_with_one() {
     let works = Arc::new(AtomicBool::new(false));
-    let backend = fragile(&works);
+    let backend = Backend::fragile(&works);
     let tables = |open_for: &str| service("api", &[backend.url()], &LINES.replace("500ms", open_for));
     let gateway = Gateway::start(&tables("1h"));
     for _ in 0..3 {

@@ -82,20 +82,6 @@ impl Events {
     }
 }
 
-/// A backend that answers while `works`, and otherwise breaks off.
-fn fragile(works: &Arc<AtomicBool>) -> Backend {
-    let works = Arc::clone(works);
-    Backend::start(move |connection| {
-        loop {
-            connection.request()?;
-            if !works.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            connection.send(OK)?;
-        }
-    })
-}
-
 /// Asks for `path` over and over, until it is dropped.
 struct Traffic {
     goes_on: Arc<AtomicBool>,
@@ -284,7 +270,7 @@ fn what_is_not_counted_is_said() {
 #[test]
 fn a_browser_shows_it_all_live() {
     let (works, steady) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
-    let (dying, living, other) = (fragile(&works), fragile(&steady), fragile(&steady));
+    let (dying, living, other) = (Backend::fragile(&works), Backend::fragile(&steady), Backend::fragile(&steady));
     let breaker = "circuit_breaker = { failure_threshold = 3, open_for = \"1h\" }\n";
     let tables = service("payments", &[dying.url()], breaker) + &service("sms", &[living.url(), other.url()], breaker);
     let mut gateway = Gateway::start_with("workers = 2", &tables);

@@ -133,6 +133,20 @@ impl Backend {
         })
     }
 
+    /// Answers with `ok` while `works`, and otherwise breaks off.
+    pub fn fragile(works: &Arc<AtomicBool>) -> Backend {
+        let works = Arc::clone(works);
+        Backend::start(move |connection| {
+            loop {
+                connection.request()?;
+                if !works.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                connection.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            }
+        })
+    }
+
     /// Answers every request with `ok`, one whose line has `slow` in it when the gate lets it pass.
     pub fn gated(gate: &Gate) -> Backend {
         let gate = gate.clone();
