@@ -55,8 +55,9 @@ impl Transaction {
 
     /// A try at `endpoint` begins: what says who asks, and the head where that stands already, name it from now on.
     pub(super) fn trace_attempt(&mut self, endpoint: EndpointId, now: Instant) {
-        let after_ns = self.since_start(now);
+        let started = self.started();
         let Some(record) = &mut self.record else { return };
+        let after_ns = nanos(now, started);
         let span = self.worker.random.borrow_mut().u64(1..);
         record.begin_attempt(span, endpoint, after_ns);
         let traceparent = &mut self.scratch.traceparent;
@@ -71,9 +72,9 @@ impl Transaction {
 
     /// The try under way begins only now: there was a pause before it.
     pub(super) fn trace_attempt_delayed(&mut self, now: Instant) {
-        let after_ns = self.since_start(now);
+        let started = self.started();
         if let Some(attempt) = self.record.as_mut().and_then(|record| record.last_attempt()) {
-            attempt.after_ns = after_ns;
+            attempt.after_ns = nanos(now, started);
         }
     }
 
@@ -86,9 +87,9 @@ impl Transaction {
 
     /// The try under way has ended, by failing if there is an `error`.
     pub(super) fn trace_attempt_ended(&mut self, now: Instant, error: Option<&'static str>) {
-        let elapsed = self.since_start(now);
+        let started = self.started();
         if let Some(attempt) = self.record.as_mut().and_then(|record| record.last_attempt()) {
-            attempt.took_ns = elapsed.saturating_sub(attempt.after_ns);
+            attempt.took_ns = nanos(now, started).saturating_sub(attempt.after_ns);
             attempt.error = error;
         }
     }
@@ -100,7 +101,7 @@ impl Transaction {
         self.trace_attempt_ended(ended, error);
         let Some(mut record) = self.record.take() else { return };
         record.ended_unix_ns = self.worker.unix_ns(ended);
-        record.took_ns = self.since_start(ended);
+        record.took_ns = nanos(ended, self.started());
         record.method = self.method;
         record.version = self.version;
         record.route = self.route;
@@ -118,8 +119,9 @@ impl Transaction {
             self.worker.counters.spans_dropped.add(1);
         }
     }
+}
 
-    fn since_start(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.started()).as_nanos() as u64
-    }
+/// From `before` to `now`, in nanoseconds.
+fn nanos(now: Instant, before: Instant) -> u64 {
+    now.saturating_duration_since(before).as_nanos() as u64
 }
