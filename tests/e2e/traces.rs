@@ -1,7 +1,12 @@
 //! Traces: who asked, who was asked, and a collector that is told; read with the protocol's own types.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -9,6 +14,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message;
 
 use crate::support::backend::Request;
+use crate::support::prometheus::PYTHON;
 use crate::support::{Backend, Gate, Gateway, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -25,7 +31,12 @@ fn spans(collector: &Backend) -> Vec<Span> {
     let decode = |request: &Request| {
         assert!(request.line().starts_with("POST /v1/traces "), "{}", request.line());
         assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
-        ExportTraceServiceRequest::decode(&*request.body).expect("protobuf")
+        let mut body = Vec::new();
+        match request.header("content-encoding") {
+            Some("gzip") => GzDecoder::new(&*request.body).read_to_end(&mut body).map(drop).expect("gzip"),
+            _ => body.clone_from(&request.body),
+        }
+        ExportTraceServiceRequest::decode(&*body).expect("protobuf")
     };
     let resources =
         collector.requests().iter().map(decode).flat_map(|request| request.resource_spans).collect::<Vec<_>>();
@@ -127,6 +138,59 @@ fn a_request_and_its_tries_are_spans() {
     }
     assert!(failed.end_time_unix_nano <= answered.start_time_unix_nano);
     assert!(!format!("{:?}", all()).contains("hush"));
+}
+
+/// A real collector (rotel, from tests/requirements.txt) that passes on what it has understood; ended when dropped.
+struct Collector {
+    process: Child,
+    url: String,
+}
+
+impl Collector {
+    fn passing_on_to(backend: &Backend) -> Collector {
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).expect("a port");
+        let (http, grpc) = (free(), free());
+        let libraries = Path::new(PYTHON).ancestors().nth(2).expect("the environment").join("lib");
+        let version =
+            std::fs::read_dir(libraries).expect("tests/run has made it").next().expect("a version").expect("a folder");
+        let process = Command::new(version.path().join("site-packages/rotel/rotel-agent"))
+            .args(["start", "--exporter", "otlp", "--otlp-exporter-protocol", "http"])
+            .args(["--otlp-http-endpoint", &http.to_string(), "--otlp-grpc-endpoint", &grpc.to_string()])
+            .args(["--otlp-exporter-endpoint", &backend.url()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the collector is installed (tests/run)");
+        until("the collector listens", || TcpStream::connect(http).is_ok());
+        Collector { process, url: format!("http://{http}") }
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_real_collector_understands_them() {
+    let (backend, behind) = (Backend::answering(OK), Backend::answering(OK));
+    let collector = Collector::passing_on_to(&behind);
+    let tables = format!(
+        "{}[tracing]\nenabled = true\nsample = 1.0\nendpoint = \"{}\"\n",
+        service("api", &[backend.url()], ""),
+        collector.url
+    );
+    let gateway = Gateway::start(&tables);
+    assert_eq!(ask(&gateway, "/api/x", ""), 200);
+    let last = sent(&backend).pop().expect("one");
+    let (request, tries) = trace(&behind, &last[3..35], 2);
+    assert_eq!((request.name.as_str(), attributes(&request)["http.route"].as_str()), ("GET /api", "/api"));
+    assert_eq!((&tries[0].parent_span_id, hex(&tries[0].span_id).as_str()), (&request.span_id, &last[36..52]));
+    assert_eq!(gateway.metric("api_gateway_spans_dropped_total{worker=\"0\"}"), 0.0);
 }
 
 #[test]
