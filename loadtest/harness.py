@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -14,12 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BINARY = os.path.join(ROOT, "target", "release", "ringway")
 PROXY_CORE, LOAD_CORE = "0", "1"
 ANSWER = "pong" * 26 + "."  # and a line end: 106 bytes
+BODIES = {"1k": 1 << 10, "1m": 1 << 20}
+
+# Prints what wrk's own summary leaves out.
+SUMMARY = """
+done = function(summary, latency)
+    io.write(string.format("summary %d %d %d\\n", latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
+end
+"""
 
 
 def need(commands):
@@ -38,6 +48,13 @@ def need(commands):
 def build():
     """Builds the release binary."""
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=ROOT, check=True)
+
+
+@functools.cache
+def example(name):
+    """Builds a program of this folder; its path."""
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", name], cwd=ROOT, check=True)
+    return os.path.join(ROOT, "target", "release", "examples", name)
 
 
 def free_port():
@@ -88,7 +105,7 @@ class Bench(contextlib.ExitStack):
     def nginx(self, name, core, http):
         """An nginx with one worker; returns its processes' ids."""
         path = self.write(f"{name}.conf", f"""
-            worker_processes 1; daemon off; pid {self.folder}/{name}.pid; error_log {self.folder}/{name}.err;
+            user root; worker_processes 1; daemon off; pid {self.folder}/{name}.pid; error_log {self.folder}/{name}.err;
             worker_rlimit_nofile 20000;
             events {{ worker_connections 10000; }}
             http {{
@@ -102,72 +119,20 @@ class Bench(contextlib.ExitStack):
         return process
 
     def backend(self):
-        """An nginx whose answers have a body of 106 bytes, ANSWER; returns its port."""
+        """An nginx whose answers have a body of 106 bytes, ANSWER; of a kibibyte and a mebibyte at /1k and /1m; at /up
+        a body is read to its end before it is answered. Returns its port."""
         port = free_port()
+        for name, size in BODIES.items():
+            self.write(name, "x" * size)
         self.nginx("backend", LOAD_CORE, f"""
-            server_tokens off;
+            server_tokens off; sendfile on; etag off; open_file_cache max=10;
             server {{ listen 127.0.0.1:{port} backlog=8192;
-                     location / {{ default_type text/plain; return 200 "{ANSWER}\\n"; }} }}""")
+                     location / {{ default_type text/plain; return 200 "{ANSWER}\\n"; }}
+                     location = /up {{ client_body_buffer_size 2m; proxy_pass_request_body off; proxy_set_header Content-Length "";
+                                      proxy_pass http://127.0.0.1:{port}/x; }}
+                     location /1 {{ root {self.folder}; }} }}""")
         wait_for_port(port)
         return port
-
-    def nginx_proxy(self, backend):
-        """nginx as a reverse proxy that does what ringway does by default; returns (port, process)."""
-        port = free_port()
-        process = self.nginx("proxy", PROXY_CORE, f"""
-            upstream backend {{ server 127.0.0.1:{backend}; keepalive 512; keepalive_requests 1000000000; }}
-            server {{
-                listen 127.0.0.1:{port} backlog=8192;
-                location /api/ {{
-                    proxy_pass http://backend/; proxy_http_version 1.1; proxy_set_header Connection "";
-                    proxy_set_header X-Request-Id $request_id; proxy_set_header X-Forwarded-Host $http_host;
-                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;
-                    add_header X-Request-Id $request_id;
-                }}
-            }}""")
-        wait_for_port(port)
-        return port, process
-
-    def haproxy(self, backend):
-        """HAProxy with one thread that does the same; returns (port, process)."""
-        port = free_port()
-        path = self.write("haproxy.cfg", f"""
-global
-    nbthread 1
-    maxconn 4000
-defaults
-    mode http
-    timeout client 60s
-    timeout server 60s
-    timeout connect 5s
-    option http-keep-alive
-    http-reuse always
-frontend front
-    bind 127.0.0.1:{port}
-    unique-id-format %[uuid()]
-    unique-id-header X-Request-Id
-    http-request set-header X-Forwarded-Host %[req.hdr(host)]
-    http-request set-header X-Forwarded-Proto http
-    http-request replace-path /api/(.*) /\\1
-    http-response set-header X-Request-Id %[unique-id]
-    default_backend back
-backend back
-    option forwardfor
-    server one 127.0.0.1:{backend}
-""")
-        haproxy = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
-        process = self.start([haproxy, "-db", "-q", "-f", path], PROXY_CORE, stderr=subprocess.DEVNULL)
-        wait_for_port(port)
-        return port, process
-
-    def relay(self, backend):
-        """What passes bytes on without looking at them; returns (port, process)."""
-        subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", "relay"], cwd=ROOT, check=True)
-        port = free_port()
-        binary = os.path.join(ROOT, "target", "release", "examples", "relay")
-        process = self.start([binary, str(port), str(backend)], PROXY_CORE)
-        wait_for_port(port)
-        return port, process
 
     def redis(self):
         """An empty Redis on the load core; returns its port."""
@@ -194,11 +159,13 @@ body_bytes = 0
 """)
         process = self.start([BINARY, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True)
+        said = ""
         for line in process.stderr:
-            event = json.loads(line)
-            if event["message"] == "listening":
+            said += line
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("message") == "listening":
                 return int(event["address"].rsplit(":", 1)[1]), process
-        raise SystemExit("ringway did not start")
+        raise SystemExit(f"ringway did not start:\n{said}")
 
 
 def wait_for_port(port):
@@ -233,8 +200,12 @@ def cpu_nanos(pid):
 
 
 def resident_kib(pid):
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    """Resident memory of a process and its children."""
+    total = 0
+    for member in family(pid):
+        with open(f"/proc/{member}/status") as file:
+            total += next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    return total
 
 
 def samples(port):
@@ -249,20 +220,25 @@ def samples(port):
     return found
 
 
-def wrk(port, connections, seconds, path="/api/x", headers=(), script=None, may_refuse=False):
-    """One round of wrk on the load core; returns good answers, and p50 and p99 in microseconds."""
+class Round(typing.NamedTuple):
+    """What one round of load measured: good answers, and percentiles of their times in microseconds."""
+    requests: int
+    p50: float
+    p99: float
+    p999: float
+
+
+def wrk(bench, port, connections, seconds, path="/api/x", headers=(), script="", may_refuse=False):
+    """One round of wrk on the load core, with `script` as its Lua."""
     extra = [part for header in headers for part in ("-H", header)]
-    extra += ["-s", script] if script else []
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *extra,
-               f"http://127.0.0.1:{port}{path}"]
+    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *extra,
+               "-s", bench.write("wrk.lua", script + SUMMARY), f"http://127.0.0.1:{port}{path}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     if (refused and not may_refuse) or "Socket errors" in output:
         sys.exit(f"requests failed:\n{output}")
-    units = {"us": 1, "ms": 1000, "s": 1_000_000}
-    quantile = {name: float(value) * units[unit] for name, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", output)}
     good = int(re.search(r"(\d+) requests in", output).group(1)) - (int(refused.group(1)) if refused else 0)
-    return good, quantile["50"], quantile["99"]
+    return Round(good, *map(int, re.search(r"summary (\d+) (\d+) (\d+)", output).groups()))
 
 
 def median(values):

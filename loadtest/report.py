@@ -1,0 +1,80 @@
+"""The comparison's tables, in Markdown, and its report: loadtest/results/README.md, its plots and the figures as JSON."""
+
+import json
+import os
+import subprocess
+
+from cases import CASES
+from harness import ROOT
+
+RESULTS = os.path.join(ROOT, "loadtest", "results")
+COLUMNS = {"cpu_us": ("CPU µs", "{:.2f}"), "rps": ("a second", "{:,.0f}"), "p50_us": ("p50 µs", "{:,.0f}"), "p99_us": ("p99 µs", "{:,.0f}"),
+           "p999_us": ("p99.9 µs", "{:,.0f}"), "bytes": ("bytes each", "{:,.0f}"), "failed": ("failed", "{:,.0f}")}
+
+
+def grid(head, rows):
+    """A Markdown table whose columns line up as plain text, too."""
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+
+    def line(cells):
+        return "| " + " | ".join(cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(cells, widths))) + " |"
+
+    rule = "|" + "|".join(("-" * (width + 2)) if at == 0 else "-" * (width + 1) + ":" for at, width in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def table(name, case, rows):
+    """A case's figures; the ratio is ringway's to the peer's: below 1, ringway takes less."""
+    figures = [figure for figure in COLUMNS if any(figure in row for row in rows.values())]
+    first = figures[0]
+    ours = rows["ringway"][first]
+    head = ["", *(COLUMNS[figure][0] for figure in figures), "ringway ÷"]
+    body = [[peer, *(COLUMNS[figure][1].format(row[figure]) for figure in figures), f"{ours / row[first]:.2f}" if row[first] else ""]
+            for peer, row in rows.items()]
+    return f"### {case.title} (`{name}`)\n\n{grid(head, body)}\n"
+
+
+def targets(cases):
+    """What was aimed at, and what came of it, as far as it was measured."""
+    body = []
+    for name, rows in cases.items():
+        for target in CASES[name].targets:
+            if target.versus in rows:
+                ratio = rows[target.who][target.figure] / rows[target.versus][target.figure]
+                what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} beside {target.versus}"
+                body.append([what, f"≤ {target.most:.2f}", f"{ratio:.2f}", "met" if ratio <= target.most else "missed"])
+        if name == "idle":
+            size = rows["ringway"]["bytes"]
+            body.append([f"{CASES[name].title}: bytes each", "≤ 1,200", f"{size:,.0f}", "met" if size <= 1200 else "missed"])
+    return f"### Targets\n\n{grid(['', 'target', 'measured', ''], body)}\n" if body else ""
+
+
+def write(results):
+    """The report. The plots are drawn by matplotlib, in an environment of its own."""
+    os.makedirs(RESULTS, exist_ok=True)
+    data = os.path.join(RESULTS, "results.json")
+    with open(data, "w") as file:
+        json.dump(results, file, indent=1)
+        file.write("\n")
+    here = os.path.join(ROOT, "loadtest")
+    python = os.path.join(ROOT, "target", "plots", "bin", "python")
+    if not os.path.exists(python):
+        subprocess.run(["python3", "-m", "venv", os.path.join(ROOT, "target", "plots")], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement",
+                    os.path.join(here, "requirements.txt")], check=True)
+    drawn = subprocess.run([python, os.path.join(here, "plots.py"), data, RESULTS], check=True, stdout=subprocess.PIPE, text=True)
+    around = results["surroundings"]
+    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    parts = [
+        "# Results of `loadtest/compare`",
+        "Written by `loadtest/compare --write`; not edited by hand.",
+        f"{around['date']}; {around['processor']}, {around['cores']} cores, Linux {around['kernel']}; {versions}. Medians of "
+        f"{around['rounds']} interleaved rounds of {around['seconds']} s. The proxy has core 0 and one thread; load and backend share core 1, which "
+        "is the bottleneck wherever a proxy takes less CPU time than they do: compare CPU time first. `ringway ÷` is ringway's figure in the first "
+        "column divided by the peer's.",
+        targets(results["cases"]),
+        *(f"![{title}]({file})" for file, title in (line.split("\t") for line in drawn.stdout.splitlines())),
+        *(table(name, CASES[name], rows) for name, rows in results["cases"].items()),
+    ]
+    with open(os.path.join(RESULTS, "README.md"), "w") as file:
+        file.write("\n\n".join(part.strip() for part in parts if part) + "\n")
