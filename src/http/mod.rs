@@ -6,6 +6,7 @@ pub mod method;
 pub mod problem;
 pub mod request;
 pub mod response;
+pub mod text;
 pub mod trace_context;
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Answers that the gateway makes itself: RFC 9457 problem documents, and small JSON bodies.
 
-use super::headers::{push_decimal, push_field};
+use super::headers::push_field;
 use super::method::{Method, MethodSet};
 use super::request::Version;
 use super::response::{push_connection, push_status_line};
+use super::text::push_decimal;
 
 /// A problem: status, a stable word for machines, a sentence for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

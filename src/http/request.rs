@@ -8,9 +8,10 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
 use super::body::Framing;
-use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_decimal, push_field};
+use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_field};
 use super::method::{Method, MethodSet};
 use super::problem::Problem;
+use super::text::{push_address, push_decimal};
 use super::trace_context;
 use crate::snapshot::Limits;
 
@@ -573,18 +574,8 @@ fn push_forwarded(earlier: Option<&[u8]>, host: &[u8], forwarding: &Forwarding<'
 }
 
 fn push_peer(peer: Option<IpAddr>, out: &mut Vec<u8>) {
-    use std::io::Write;
     match peer {
-        Some(IpAddr::V4(address)) => {
-            for (index, octet) in address.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
-                }
-                push_decimal(u64::from(octet), out);
-            }
-        }
-        // Writing to a vector cannot fail.
-        Some(IpAddr::V6(address)) => drop(write!(out, "{address}")),
+        Some(address) => push_address(address, out),
         None => out.extend_from_slice(b"unknown"),
     }
 }

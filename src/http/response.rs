@@ -4,9 +4,10 @@
 //! client gets a 502, and the connection is dropped.
 
 use super::body::Framing;
-use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_decimal, push_field};
+use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_field};
 use super::method::Method;
 use super::request::{FieldStorage, HEADER_COUNT_MAX, Version};
+use super::text::push_decimal;
 use crate::snapshot::Limits;
 
 /// A response head that was understood.

@@ -36,7 +36,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub use clock::Clock;
-use line::Line;
+use line::{Key, Line, key};
 
 use crate::snapshot::LogFormat;
 
@@ -81,7 +81,7 @@ pub struct AccessRecord<'a> {
     /// Written to the client for this request: the body, without framing.
     pub bytes_out: u64,
     /// How the client proved who it is: `jwt`, `api_key`.
-    pub auth: &'a str,
+    pub auth: &'static str,
     /// Who it is.
     pub user: &'a str,
     /// Whether a rate limit turned it away.
@@ -91,9 +91,9 @@ pub struct AccessRecord<'a> {
     /// The endpoints that failed before `instance` was tried, and why.
     pub tried: &'a [Try<'a>],
     /// The state of the endpoint's breaker.
-    pub breaker: &'a str,
+    pub breaker: &'static str,
     /// The stable word for what went wrong: the problem's `reason`.
-    pub error: Option<&'a str>,
+    pub error: Option<&'static str>,
 }
 
 /// A try that failed.
@@ -109,40 +109,49 @@ pub struct Try<'a> {
 ///
 /// `redact` names the query parameters whose values are replaced by `***`, in lower case.
 pub fn render(record: &AccessRecord<'_>, format: LogFormat, redact: &[Box<str>], clock: &mut Clock, out: &mut Vec<u8>) {
-    let level = match record.status {
+    let timestamp = clock.timestamp(record.unix_ms);
+    match format {
+        LogFormat::Json => write::<true>(record, redact, Line::begin(timestamp, out)),
+        LogFormat::Text => write::<false>(record, redact, Line::begin(timestamp, out)),
+    }
+}
+
+fn write<const JSON: bool>(record: &AccessRecord<'_>, redact: &[Box<str>], mut line: Line<'_, JSON>) {
+    line.word(key!("level"), level(record.status));
+    line.string(key!("request_id"), record.request_id);
+    line.string(key!("trace_id"), record.trace_id);
+    line.number(key!("worker"), record.worker as u64);
+    if let Some(client) = record.client {
+        line.address(key!("client"), client);
+    }
+    line.string(key!("method"), record.method);
+    line.target(key!("path"), record.path, redact);
+    line.string(key!("route"), record.route.as_bytes());
+    line.string(key!("service"), record.service.as_bytes());
+    line.string(key!("instance"), record.instance.as_bytes());
+    line.number(key!("status"), u64::from(record.status));
+    line.milliseconds(key!("duration_ms"), record.duration);
+    if let Some(upstream) = record.upstream {
+        line.milliseconds(key!("upstream_ms"), upstream);
+    }
+    line.number(key!("bytes_in"), record.bytes_in);
+    line.number(key!("bytes_out"), record.bytes_out);
+    line.word_if_any(key!("auth"), record.auth);
+    line.string(key!("user"), record.user.as_bytes());
+    line.flag(key!("rate_limited"), record.rate_limited);
+    line.number(key!("retries"), u64::from(record.retries));
+    line.tries(key!("tried"), record.tried);
+    line.word_if_any(key!("breaker"), record.breaker);
+    line.word_if_any(key!("error"), record.error.unwrap_or_default());
+    line.end();
+}
+
+fn level(status: u16) -> &'static str {
+    match status {
         ..400 => "info",
         400..500 => "warn",
         500.. => "error",
-    };
-    let mut line = Line::begin(format, out);
-    line.word("ts", clock.timestamp(record.unix_ms));
-    line.word("level", level.as_bytes());
-    line.string("request_id", record.request_id);
-    line.string("trace_id", record.trace_id);
-    line.number("worker", record.worker as u64);
-    if let Some(client) = record.client {
-        line.address("client", client);
     }
-    line.string("method", record.method);
-    line.target("path", record.path, redact);
-    line.string("route", record.route.as_bytes());
-    line.string("service", record.service.as_bytes());
-    line.string("instance", record.instance.as_bytes());
-    line.number("status", u64::from(record.status));
-    line.milliseconds("duration_ms", record.duration);
-    if let Some(upstream) = record.upstream {
-        line.milliseconds("upstream_ms", upstream);
-    }
-    line.number("bytes_in", record.bytes_in);
-    line.number("bytes_out", record.bytes_out);
-    line.string("auth", record.auth.as_bytes());
-    line.string("user", record.user.as_bytes());
-    line.flag("rate_limited", record.rate_limited);
-    line.number("retries", u64::from(record.retries));
-    line.tries("tried", record.tried);
-    line.string("breaker", record.breaker.as_bytes());
-    line.string("error", record.error.unwrap_or_default().as_bytes());
-    line.end();
 }
 
 #[cfg(test)]

@@ -29,8 +29,9 @@ pub use list::{LIST_MAX, NAME_BYTES_MAX, REQUESTED_BYTES_MAX};
 pub use origin::{ORIGIN_BYTES_MAX, OriginError, OriginPattern};
 use origin_set::Origins;
 
-use crate::http::headers::{push_decimal, push_field};
+use crate::http::headers::push_field;
 use crate::http::method::Method;
+use crate::http::text::push_decimal;
 
 /// The most entries of `allow_origins`.
 pub const ORIGINS_MAX: usize = 1_000;

@@ -3,59 +3,78 @@
 //! Text lines are `key=value` pairs. A value that is not plain printable ASCII without spaces, quotes, backslashes and
 //! equals signs is quoted and escaped as in JSON, so that neither a field nor a line can be forged there either.
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::redact::redacted;
 use super::{FIELD_MAX, PATH_MAX};
-use crate::snapshot::LogFormat;
+use crate::http::text::{push_address, push_decimal};
 
-/// A line under way. Keys are the crate's own words and need no escaping.
-pub(super) struct Line<'o> {
-    format: LogFormat,
+/// A field's name, with what stands before and behind it. Names are the crate's own words and need no escaping.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    pub(super) json: &'static str,
+    pub(super) json_string: &'static str,
+    pub(super) text: &'static str,
+}
+
+/// The [`Key`] of a name.
+macro_rules! key {
+    ($name:literal) => {
+        Key {
+            json: concat!(",\"", $name, "\":"),
+            json_string: concat!(",\"", $name, "\":\""),
+            text: concat!(" ", $name, "="),
+        }
+    };
+}
+pub(super) use key;
+
+/// A line under way, in JSON or as text: a line is written for each request, so which it is is not asked for each field.
+pub(super) struct Line<'o, const JSON: bool> {
     out: &'o mut Vec<u8>,
 }
 
-impl<'o> Line<'o> {
-    pub(super) fn begin(format: LogFormat, out: &'o mut Vec<u8>) -> Line<'o> {
-        if format == LogFormat::Json {
-            out.push(b'{');
-        }
-        Line { format, out }
+impl<'o, const JSON: bool> Line<'o, JSON> {
+    /// Begins a line with the moment that it tells of.
+    pub(super) fn begin(timestamp: &[u8], out: &'o mut Vec<u8>) -> Self {
+        out.extend_from_slice(if JSON { b"{\"ts\":\"" } else { b"ts=" });
+        out.extend_from_slice(timestamp);
+        let mut line = Line { out };
+        line.quote();
+        line
     }
 
-    /// Ends the line; at least one field must have been written.
     pub(super) fn end(self) {
-        // Takes the place of the last field's separator.
-        self.out.pop();
-        self.out.extend_from_slice(match self.format {
-            LogFormat::Json => b"}\n",
-            LogFormat::Text => b"\n",
-        });
+        self.out.extend_from_slice(if JSON { b"}\n" } else { b"\n" });
     }
 
     /// A value that needs neither escaping nor, as text, quotes.
-    pub(super) fn word(&mut self, key: &str, value: &[u8]) {
-        self.key(key);
+    pub(super) fn word(&mut self, key: Key, value: &str) {
+        self.string_key(key);
+        self.out.extend_from_slice(value.as_bytes());
         self.quote();
-        self.out.extend_from_slice(value);
-        self.quote();
-        self.separate();
+    }
+
+    /// The same; an empty one leaves the field out.
+    pub(super) fn word_if_any(&mut self, key: Key, value: &str) {
+        if !value.is_empty() {
+            self.word(key, value);
+        }
     }
 
     /// Any bytes; none at all leave the field out.
-    pub(super) fn string(&mut self, key: &str, value: &[u8]) {
+    pub(super) fn string(&mut self, key: Key, value: &[u8]) {
         self.escaped(key, value, FIELD_MAX, &[]);
     }
 
     /// A request target, with the query parameters named in `redact` masked.
-    pub(super) fn target(&mut self, key: &str, value: &[u8], redact: &[Box<str>]) {
+    pub(super) fn target(&mut self, key: Key, value: &[u8], redact: &[Box<str>]) {
         self.escaped(key, value, PATH_MAX, redact);
     }
 
     /// Pairs, separated by spaces; none at all leave the field out.
-    pub(super) fn tries(&mut self, key: &str, tries: &[super::Try<'_>]) {
+    pub(super) fn tries(&mut self, key: Key, tries: &[super::Try<'_>]) {
         let Some((first, others)) = tries.split_first() else { return };
         self.key(key);
         // As text, the equals sign asks for quotes.
@@ -66,58 +85,41 @@ impl<'o> Line<'o> {
             push_try(other, self.out);
         }
         self.out.push(b'"');
-        self.separate();
     }
 
-    pub(super) fn number(&mut self, key: &str, value: u64) {
+    pub(super) fn number(&mut self, key: Key, value: u64) {
         self.key(key);
         push_decimal(value, self.out);
-        self.separate();
     }
 
     /// Milliseconds with three decimals, cut off rather than rounded.
-    pub(super) fn milliseconds(&mut self, key: &str, value: Duration) {
-        self.key(key);
-        let microseconds = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
-        push_decimal(microseconds / 1_000, self.out);
-        let [hundreds, tens, ones] = [microseconds / 100, microseconds / 10, microseconds].map(last_digit);
+    pub(super) fn milliseconds(&mut self, key: Key, value: Duration) {
+        let micros = value.as_secs().saturating_mul(1_000_000).saturating_add(value.subsec_micros().into());
+        self.number(key, micros / 1_000);
+        let [hundreds, tens, ones] = [micros / 100, micros / 10, micros].map(|part| b'0' + (part % 10) as u8);
         self.out.extend_from_slice(&[b'.', hundreds, tens, ones]);
-        self.separate();
     }
 
-    pub(super) fn flag(&mut self, key: &str, value: bool) {
+    pub(super) fn flag(&mut self, key: Key, value: bool) {
         self.key(key);
         self.out.extend_from_slice(if value { b"true" } else { b"false" });
-        self.separate();
     }
 
-    pub(super) fn address(&mut self, key: &str, value: IpAddr) {
-        self.key(key);
-        self.quote();
+    pub(super) fn address(&mut self, key: Key, value: IpAddr) {
+        self.string_key(key);
         // A dual-stack listener sees IPv4 clients as ::ffff:a.b.c.d.
-        match value.to_canonical() {
-            IpAddr::V4(address) => {
-                for (index, octet) in address.octets().into_iter().enumerate() {
-                    if index > 0 {
-                        self.out.push(b'.');
-                    }
-                    push_decimal(u64::from(octet), self.out);
-                }
-            }
-            IpAddr::V6(address) => write!(self.out, "{address}").expect("a vector takes every write"),
-        }
+        push_address(value.to_canonical(), self.out);
         self.quote();
-        self.separate();
     }
 
-    fn escaped(&mut self, key: &str, value: &[u8], length_max: usize, redact: &[Box<str>]) {
+    fn escaped(&mut self, key: Key, value: &[u8], length_max: usize, redact: &[Box<str>]) {
         if value.is_empty() {
             return;
         }
         self.key(key);
         let shown = cut(value, length_max);
         let is_cut = shown.len() < value.len();
-        let quoted = self.format == LogFormat::Json || is_cut || !shown.iter().all(|&byte| is_bare(byte));
+        let quoted = JSON || is_cut || !shown.iter().all(|&byte| is_bare(byte));
         if quoted {
             self.out.push(b'"');
         }
@@ -128,30 +130,21 @@ impl<'o> Line<'o> {
         if quoted {
             self.out.push(b'"');
         }
-        self.separate();
     }
 
-    fn key(&mut self, key: &str) {
-        self.quote();
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(match self.format {
-            LogFormat::Json => b"\":",
-            LogFormat::Text => b"=",
-        });
+    fn key(&mut self, key: Key) {
+        self.out.extend_from_slice(if JSON { key.json } else { key.text }.as_bytes());
     }
 
-    /// The quotation mark that JSON wants where text does not.
+    /// A key and the quotation mark that a string has in JSON, where text has none.
+    fn string_key(&mut self, key: Key) {
+        self.out.extend_from_slice(if JSON { key.json_string } else { key.text }.as_bytes());
+    }
+
     fn quote(&mut self) {
-        if self.format == LogFormat::Json {
+        if JSON {
             self.out.push(b'"');
         }
-    }
-
-    fn separate(&mut self) {
-        self.out.push(match self.format {
-            LogFormat::Json => b',',
-            LogFormat::Text => b' ',
-        });
     }
 }
 
@@ -173,15 +166,28 @@ fn is_bare(byte: u8) -> bool {
 }
 
 /// Whether a JSON string cannot hold `byte` as it is, or a terminal would act on it.
-fn needs_care(byte: u8) -> bool {
+const fn needs_care(byte: u8) -> bool {
     !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\')
 }
+
+/// [`needs_care`] of each byte.
+const NEEDS_CARE: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = needs_care(byte as u8);
+        byte += 1;
+    }
+    table
+};
 
 /// Appends `bytes` as the inside of a JSON string (RFC 8259, section 7). What is not UTF-8 becomes U+FFFD; control
 /// characters, those beyond ASCII and the Unicode line separators too, are escaped.
 fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
-    // The usual case, without a branch per byte.
-    if !bytes.iter().fold(false, |any, &byte| any | needs_care(byte)) {
+    // The usual case: blocks are looked at as a whole, without a branch for each byte.
+    let (blocks, rest) = bytes.as_chunks::<16>();
+    let is_odd = |block: &[u8; 16]| block.iter().fold(false, |any, &byte| any | needs_care(byte));
+    if !blocks.iter().any(is_odd) && !rest.iter().any(|&byte| NEEDS_CARE[usize::from(byte)]) {
         return out.extend_from_slice(bytes);
     }
     let mut rest = bytes;
@@ -225,35 +231,9 @@ fn push_try(one: &super::Try<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(one.error.as_bytes());
 }
 
-fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
-    let mut digits = [0; 20]; // as many as u64::MAX has
-    let mut start = digits.len();
-    loop {
-        start -= 1;
-        digits[start] = last_digit(number);
-        number /= 10;
-        if number == 0 {
-            return out.extend_from_slice(&digits[start..]);
-        }
-    }
-}
-
-fn last_digit(number: u64) -> u8 {
-    b'0' + (number % 10) as u8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers() {
-        for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX] {
-            let mut out = Vec::new();
-            push_decimal(number, &mut out);
-            assert_eq!(out, number.to_string().as_bytes());
-        }
-    }
 
     #[test]
     fn a_cut_keeps_characters_whole() {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::http::headers::push_decimal;
+use crate::http::text::push_decimal;
 use crate::traffic::window::Limit;
 
 /// Where a request stands under one limit.
