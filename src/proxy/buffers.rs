@@ -7,16 +7,22 @@ use std::cell::{Cell, RefCell};
 /// What an idle connection reads into once [`IDLE_FULL_MAX`] others already wait with a whole buffer.
 const SMALL_BYTES: usize = 512;
 
+/// The same once [`IDLE_SMALL_MAX`] others wait with a small one: enough to learn that something came.
+const TINY_BYTES: usize = 64;
+
 /// A buffer for the body of a message that does not fit in one read: 64 KiB of it with a chunk's head and tail. No head's
 /// buffer has this size.
 const LARGE_BYTES: usize = 64 * 1024 + CHUNK_FRAME_BYTES;
 const CHUNK_FRAME_BYTES: usize = 32;
 
 /// So many connections may wait for their next request with a whole buffer, which spares them a second read for a head
-/// over [`SMALL_BYTES`]. The others wait with a small one, so that an idle connection costs little.
+/// over [`SMALL_BYTES`]. The others wait with less, so that an idle connection costs little.
 const IDLE_FULL_MAX: usize = 96;
 
-/// Free small and head buffers kept for reuse.
+/// So many may wait with a small buffer: half a mebibyte.
+const IDLE_SMALL_MAX: usize = 1024;
+
+/// Free buffers for heads, and smaller ones, kept for reuse.
 const FREE_MAX: usize = 1024;
 
 /// Free large buffers kept for reuse: 4 MiB.
@@ -26,10 +32,12 @@ const LARGE_FREE_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Buffers {
     head_bytes: usize,
+    tiny: RefCell<Vec<Vec<u8>>>,
     small: RefCell<Vec<Vec<u8>>>,
     head: RefCell<Vec<Vec<u8>>>,
     large: RefCell<Vec<Vec<u8>>>,
     idle_full: Cell<usize>,
+    idle_small: Cell<usize>,
 }
 
 impl Buffers {
@@ -37,10 +45,12 @@ impl Buffers {
     pub fn new(head_bytes: usize) -> Buffers {
         Buffers {
             head_bytes: head_bytes.max(16 * 1024),
+            tiny: RefCell::default(),
             small: RefCell::default(),
             head: RefCell::default(),
             large: RefCell::default(),
             idle_full: Cell::new(0),
+            idle_small: Cell::new(0),
         }
     }
 
@@ -50,14 +60,21 @@ impl Buffers {
             self.idle_full.set(self.idle_full.get() + 1);
             return self.head();
         }
-        self.small()
+        if self.idle_small.get() < IDLE_SMALL_MAX {
+            self.idle_small.set(self.idle_small.get() + 1);
+            return self.small();
+        }
+        take(&self.tiny, TINY_BYTES)
     }
 
     /// The wait that `buf` was borrowed for with [`Buffers::idle`] is over.
     pub fn idle_over(&self, buf: &Vec<u8>) {
-        if buf.capacity() >= self.head_bytes {
-            self.idle_full.set(self.idle_full.get().saturating_sub(1));
-        }
+        let waiting = match buf.capacity() {
+            SMALL_BYTES => &self.idle_small,
+            capacity if capacity >= self.head_bytes => &self.idle_full,
+            _ => return,
+        };
+        waiting.set(waiting.get().saturating_sub(1));
     }
 
     /// A buffer for what may never come.
@@ -95,6 +112,7 @@ impl Buffers {
     pub fn give(&self, mut buf: Vec<u8>) {
         buf.clear();
         let (shelf, most) = match buf.capacity() {
+            TINY_BYTES => (&self.tiny, FREE_MAX),
             SMALL_BYTES => (&self.small, FREE_MAX),
             LARGE_BYTES => (&self.large, LARGE_FREE_MAX),
             capacity if capacity == self.head_bytes => (&self.head, FREE_MAX),

@@ -48,14 +48,6 @@ pub enum Next {
     Close,
 }
 
-/// What waiting for a request led to.
-enum Arrival {
-    /// A whole head, at this place in the buffer; or one that is refused.
-    Head(Result<Range<usize>, Problem>),
-    /// No further request.
-    Nothing,
-}
-
 /// Serves a client until either side ends the connection. A panic on the way is caught and counted: it ends this
 /// connection and no other.
 pub async fn serve(counted: Counted, client: Box<Client>) {
@@ -85,10 +77,24 @@ impl Drop for Counted {
     }
 }
 
+// What a connection holds while it waits is this future: so nothing but a read is awaited on the way to a head, and what is
+// decided in between is in [`Arrival`].
 async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
     let mut buf = Vec::new();
     let mut turns = 0;
-    while let Arrival::Head(head) = arrival(worker, &mut client, &mut buf).await {
+    loop {
+        let mut arrival = Arrival::new(worker);
+        let head = loop {
+            if let Some(head) = arrival.look(worker, &client, &mut buf) {
+                break Some(head);
+            }
+            let (result, filled) = client.socket.reader.read(std::mem::take(&mut buf)).await;
+            buf = filled;
+            if !arrival.came(worker, &client, &mut buf, matches!(result, Ok(read) if read > 0)) {
+                break arrival.given_up(&client, &buf);
+            }
+        };
+        let Some(head) = head else { break };
         let mut lane = worker.lane();
         let done = lane.serve(Job { worker: Rc::clone(worker), client, buf, head }).await;
         worker.give_lane(lane);
@@ -106,68 +112,72 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
     worker.buffers.give(buf);
 }
 
-/// Waits for a head. What an earlier read brought along is looked at first.
-async fn arrival(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) -> Arrival {
-    let loaded = worker.loaded();
-    let snapshot = &loaded.snapshot;
-    let idle_until = worker.after(snapshot.timeouts.keepalive_idle);
-    let mut skip = request::leading_empty_lines(buf);
-    // A stray empty line is no request yet (RFC 9112, section 2.2).
-    while skip == buf.len() {
-        if !first_bytes(worker, client, buf, idle_until).await {
-            return Arrival::Nothing;
-        }
-        skip = request::leading_empty_lines(buf);
-    }
-    let watch = &client.socket.watch;
-    let deadline = worker.after(snapshot.timeouts.header_read);
-    let mut scan = HeadScan::from(skip);
-    loop {
-        match request::find_end(buf, skip, &mut scan, &snapshot.limits) {
-            Ok(Some(end)) => {
-                watch.read_done();
-                return Arrival::Head(Ok(skip..end));
-            }
-            Ok(None) => {}
-            Err(error) => {
-                watch.read_done();
-                return Arrival::Head(Err(error.problem()));
-            }
-        }
-        make_room(worker, buf);
-        watch.read_until(deadline, Deadline::HeaderRead);
-        let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
-        *buf = filled;
-        if !matches!(result, Ok(read) if read > 0) {
-            return match watch.read_expired() && skip < buf.len() {
-                true => Arrival::Head(Err(HEAD_TIMEOUT)),
-                false => Arrival::Nothing,
-            };
-        }
-        // Empty lines may have come in pieces.
-        if !scan.has_first_line(skip) {
-            skip = request::leading_empty_lines(buf);
-            scan = HeadScan::from(skip);
-        }
-    }
+/// A head on its way. What an earlier read brought along is looked at first.
+struct Arrival {
+    /// Where it begins in the buffer: a stray empty line is no request yet (RFC 9112, section 2.2).
+    skip: usize,
+    scan: HeadScan,
+    /// Until when there must be something of it.
+    idle_until: Millis,
+    /// Until when it must be whole, once there is something of it.
+    deadline: Option<Millis>,
+    /// Whether the read under way waits for its first byte.
+    is_idle: bool,
 }
 
-/// Waits, until `idle_until`, for something of the next request; whether there will be one.
-async fn first_bytes(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>, idle_until: Millis) -> bool {
-    let watch = &client.socket.watch;
-    worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
-    watch.idle(worker.now());
-    watch.read_until(idle_until, Deadline::KeepaliveIdle);
-    let (result, filled) = client.socket.reader.read(std::mem::take(buf)).await;
-    *buf = filled;
-    worker.buffers.idle_over(buf);
-    watch.busy();
-    worker.set_now(Instant::now());
-    match result {
-        Ok(read) if read > 0 => true,
+impl Arrival {
+    fn new(worker: &Worker) -> Arrival {
+        let idle_until = worker.after(worker.loaded().snapshot.timeouts.keepalive_idle);
+        Arrival { skip: 0, scan: HeadScan::default(), idle_until, deadline: None, is_idle: false }
+    }
+
+    /// The place of the head in `buf`, or why it is refused; `None` when more has to be read, for which `buf` then has room.
+    fn look(&mut self, worker: &Worker, client: &Client, buf: &mut Vec<u8>) -> Option<Result<Range<usize>, Problem>> {
+        let watch = &client.socket.watch;
+        // Empty lines may come in pieces.
+        if !self.scan.has_first_line(self.skip) {
+            self.skip = request::leading_empty_lines(buf);
+            self.scan = HeadScan::from(self.skip);
+        }
+        self.is_idle = self.skip == buf.len();
+        if self.is_idle {
+            worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
+            watch.idle(worker.now());
+            watch.read_until(self.idle_until, Deadline::KeepaliveIdle);
+            return None;
+        }
+        let loaded = worker.loaded();
+        let snapshot = &loaded.snapshot;
+        let deadline = *self.deadline.get_or_insert_with(|| worker.after(snapshot.timeouts.header_read));
+        let head = match request::find_end(buf, self.skip, &mut self.scan, &snapshot.limits) {
+            Ok(None) => {
+                make_room(worker, buf);
+                watch.read_until(deadline, Deadline::HeaderRead);
+                return None;
+            }
+            Ok(Some(end)) => Ok(self.skip..end),
+            Err(error) => Err(error.problem()),
+        };
+        watch.read_done();
+        Some(head)
+    }
+
+    /// A read into `buf` is over; whether it brought anything.
+    fn came(&mut self, worker: &Worker, client: &Client, buf: &mut Vec<u8>, is_something: bool) -> bool {
+        worker.set_now(Instant::now());
+        if !self.is_idle {
+            return is_something;
+        }
+        let watch = &client.socket.watch;
+        worker.buffers.idle_over(buf);
+        watch.busy();
         // It was found idle and ended; a request may have come since.
-        Ok(_) if watch.ended_idle() => client.socket.read_ready(buf),
-        _ => false,
+        is_something || watch.ended_idle() && client.socket.read_ready(buf)
+    }
+
+    /// No more comes; what is to be said to that.
+    fn given_up(&self, client: &Client, buf: &[u8]) -> Option<Result<Range<usize>, Problem>> {
+        (client.socket.watch.read_expired() && self.skip < buf.len()).then_some(Err(HEAD_TIMEOUT))
     }
 }
 
@@ -220,6 +230,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         let size = size_of_return(serve);
-        assert!(size <= 640, "the future of a connection takes {size} bytes");
+        assert!(size <= 400, "the future of a connection takes {size} bytes");
     }
 }

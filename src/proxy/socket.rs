@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
+use futures_util::FutureExt;
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, CancelHandle, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf, Splitable,
@@ -103,16 +104,18 @@ impl Reader {
     }
 
     /// The same, at most `most` bytes.
-    pub async fn read_some(&mut self, buf: Vec<u8>, most: usize) -> (io::Result<usize>, Vec<u8>) {
+    pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
         let start = buf.len();
         let end = buf.capacity().min(start.saturating_add(most));
         debug_assert!(start < end, "a read needs room");
         let slice = buf.slice_mut(start..end);
-        let (result, slice) = match self {
-            Reader::Tcp(half) => half.read(slice).await,
-            Reader::Unix(half) => half.read(slice).await,
+        // Put together rather than awaited: an async function holds what it is given twice, and every waiting connection
+        // holds one of these.
+        let read = match self {
+            Reader::Tcp(half) => half.read(slice).left_future(),
+            Reader::Unix(half) => half.read(slice).right_future(),
         };
-        (result, slice.into_inner())
+        read.map(|(result, slice)| (result, slice.into_inner()))
     }
 }
 
@@ -166,9 +169,13 @@ impl Writer {
     }
 
     /// Sends all of `buf`.
-    pub async fn write_all(&mut self, buf: Vec<u8>, patience: Patience<'_>) -> (Result<(), WriteError>, Vec<u8>) {
+    pub fn write_all(
+        &mut self,
+        buf: Vec<u8>,
+        patience: Patience<'_>,
+    ) -> impl Future<Output = (Result<(), WriteError>, Vec<u8>)> {
         let to = buf.len();
-        self.write(buf, 0, to, patience).await
+        self.write(buf, 0, to, patience)
     }
 
     /// Tells the peer that no more will come.

@@ -129,10 +129,9 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// A request has come.
+    /// A request has come, by the read or at the end of the exchange that the worker has just taken the time of.
     pub fn begin(worker: &Rc<Worker>, client: Option<IpAddr>) -> Transaction {
-        let started = Instant::now();
-        worker.set_now(started);
+        let started = worker.latest();
         worker.counters.request_started();
         let mut scratch = worker.scratches.borrow_mut().pop().unwrap_or_default();
         if scratch.out.capacity() == 0 {

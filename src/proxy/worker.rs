@@ -122,6 +122,7 @@ pub struct Worker {
     pub clock: RefCell<Clock>,
     usher: OnceCell<Rc<Usher>>,
     started: Instant,
+    latest: Cell<Instant>,
     now: Cell<Millis>,
     ticked: Cell<Instant>,
     unix_at_tick: Cell<Duration>,
@@ -213,6 +214,7 @@ impl Worker {
             usher: OnceCell::new(),
             started: now,
             now: Cell::new(0),
+            latest: Cell::new(now),
             ticked: Cell::new(now),
             unix_at_tick: Cell::new(unix_time()),
             tidied: Cell::new(0),
@@ -256,7 +258,13 @@ impl Worker {
 
     /// Brings the coarse clock up to `instant`, which was just read.
     pub fn set_now(&self, instant: Instant) {
+        self.latest.set(instant);
         self.now.set(instant.saturating_duration_since(self.started).as_millis() as Millis);
+    }
+
+    /// The last instant that was read: in code that was just woken by a read, that of the read.
+    pub fn latest(&self) -> Instant {
+        self.latest.get()
     }
 
     /// Milliseconds since the Unix epoch at `instant`, which was just read.
