@@ -32,7 +32,7 @@ use ringway::telemetry::counters::{Counters, Shape};
 use ringway::telemetry::exposition::{Exposition, Progress, WorkerInfo};
 use ringway::telemetry::labels::Labels;
 use ringway::telemetry::reloads::Reloads;
-use ringway::telemetry::spans::{self, SpanReceiver, SpanSender};
+use ringway::telemetry::spans::{self, LostSpans, SpanReceiver, SpanSender};
 use ringway::telemetry::{events, log};
 use tracing::level_filters::LevelFilter;
 
@@ -251,13 +251,16 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let address = SocketAddr::new(config.server.host, config.server.port);
     let driver = driver(config.server.driver);
     let is_epoll = runtime::is_epoll(driver);
+    let mut inherited = handover::inherit().context("cannot take the listening sockets over")?;
+    let given = inherited.as_mut().and_then(|inherited| inherited.management.take());
     let Listeners { shares, sockets, is_shared, are_inherited, deaf, predecessor } =
-        listeners(address, is_epoll, workers, config.server.backlog)?;
+        listeners(inherited, address, is_epoll, workers, config.server.backlog)?;
     let address = sockets.first().context("there is no worker")?.local_addr()?;
     let admin_listener = match config.admin.listen {
-        Some(address) => Some(admin_listener(address, predecessor.is_some())?),
+        Some(address) => Some(admin_listener(address, given)?),
         None => None,
     };
+    let admin_socket = admin_listener.as_ref().map(TcpListener::try_clone).transpose()?;
 
     let labels = Arc::new(Labels::new());
     let shape = Shape {
@@ -349,6 +352,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         accept::listen(socket, config.server.backlog)?;
     }
     let reloads = Arc::new(Reloads::default());
+    let lost_spans = Arc::new(LostSpans::default());
     let control = control::start(control::Parts {
         seam: Arc::clone(&seam),
         driver: infos[0].driver,
@@ -357,7 +361,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
             infos,
             &shape,
             Arc::clone(&labels),
-            Progress { seam: Arc::clone(&seam), reloads: Arc::clone(&reloads) },
+            Progress { seam: Arc::clone(&seam), reloads: Arc::clone(&reloads), lost_spans: Arc::clone(&lost_spans) },
         ),
         counters,
         management,
@@ -375,10 +379,11 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
         },
         registered,
         origin,
-        handover: Handover::new(sockets, is_shared),
+        handover: Handover::new(sockets, admin_socket, is_shared),
         reloads,
         events,
         spans: span_receivers,
+        lost_spans,
     })?;
     while !seam.all_adopted() && seam.phase() == Phase::Serving {
         // A worker that fails instead is heard of below.
@@ -437,8 +442,13 @@ struct Listeners {
 }
 
 /// The sockets that this process was given, where they fit, or else its own.
-fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) -> anyhow::Result<Listeners> {
-    let inherited = handover::inherit().context("cannot take the listening sockets over")?;
+fn listeners(
+    inherited: Option<Inherited>,
+    address: SocketAddr,
+    is_epoll: bool,
+    workers: usize,
+    backlog: u32,
+) -> anyhow::Result<Listeners> {
     let (fitting, predecessor) = match inherited {
         Some(inherited) if inherited.fits(address, is_epoll) => (Some(inherited), None),
         Some(Inherited { predecessor, .. }) => {
@@ -447,7 +457,7 @@ fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) 
         }
         None => (None, None),
     };
-    let Some(Inherited { mut sockets, is_shared, predecessor: own }) = fitting else {
+    let Some(Inherited { mut sockets, is_shared, predecessor: own, .. }) = fitting else {
         // Beside the process before, which still listens, the address may well be in use.
         let bound = match predecessor {
             Some(_) => (0..workers).map(|_| accept::bind_another(address)).collect(),
@@ -475,13 +485,15 @@ fn listeners(address: SocketAddr, is_epoll: bool, workers: usize, backlog: u32) 
     Ok(Listeners { shares, sockets, is_shared, are_inherited: true, deaf, predecessor: own })
 }
 
-/// Where management requests come in by themselves, beside those of the process before, where there is one.
-fn admin_listener(address: SocketAddr, has_predecessor: bool) -> anyhow::Result<TcpListener> {
-    let bound = match has_predecessor {
-        true => {
+/// Where management requests come in by themselves: the socket of the process before, where it fits.
+fn admin_listener(address: SocketAddr, given: Option<TcpListener>) -> anyhow::Result<TcpListener> {
+    let bound = match given {
+        Some(socket) if handover::is_at(&socket, address) => Ok(socket),
+        // It may be open to the same port still, at another of its addresses.
+        Some(_) => {
             accept::bind_another(address).and_then(|socket| accept::listen(&socket, ADMIN_BACKLOG).map(|()| socket))
         }
-        false => accept::bind(address, 1, ADMIN_BACKLOG)
+        None => accept::bind(address, 1, ADMIN_BACKLOG)
             .and_then(|mut sockets| sockets.pop().ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))),
     };
     let listener =

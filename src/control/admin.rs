@@ -199,7 +199,11 @@ mod tests {
         let (management, address) = bind().expect("a socket");
         std::thread::spawn(move || {
             let shape = Shape { enabled: true, buckets: vec![1.0], max_series: 10 };
-            let progress = Progress { seam: build::seam_without_services(1, 1), reloads: Arc::default() };
+            let progress = Progress {
+                seam: build::seam_without_services(1, 1),
+                reloads: Arc::default(),
+                lost_spans: Arc::default(),
+            };
             let exposition = Exposition::new(Vec::new(), Vec::new(), &shape, Arc::new(Labels::new()), progress);
             super::super::thread::block_on(serve(management, router(Some(exposition), Router::new())))
         });

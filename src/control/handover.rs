@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::slice;
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -41,6 +42,7 @@ const BATCH: usize = 64;
 /// Words of the hand-over, a byte each.
 const OWN: u8 = b'o';
 const SHARED: u8 = b's';
+const MANAGEMENT: u8 = b'm';
 const END: u8 = b'.';
 const SERVING: u8 = b'!';
 const SERVING_APART: u8 = b'/';
@@ -50,6 +52,8 @@ const SERVING_APART: u8 = b'/';
 pub struct Inherited {
     /// The sockets, at least one.
     pub sockets: Vec<TcpListener>,
+    /// Where management requests come in by themselves (`admin.listen`).
+    pub management: Option<TcpListener>,
     /// Whether somebody else goes on holding them, as systemd does.
     pub is_shared: bool,
     /// Who waits to be told that this process serves.
@@ -96,12 +100,13 @@ pub fn inherit() -> io::Result<Option<Inherited>> {
     let mut given = ListenFd::from_env();
     let sockets = (0..given.len()).map(|index| given.take_tcp_listener(index)).collect::<io::Result<Vec<_>>>()?;
     let sockets: Vec<TcpListener> = sockets.into_iter().flatten().collect();
-    Ok((!sockets.is_empty()).then_some(Inherited { sockets, is_shared: true, predecessor: None }))
+    Ok((!sockets.is_empty()).then_some(Inherited { sockets, management: None, is_shared: true, predecessor: None }))
 }
 
 fn receive(stream: UnixStream) -> io::Result<Inherited> {
     stream.set_read_timeout(Some(SOCKETS_WITHIN))?;
     let mut sockets = Vec::new();
+    let mut management = None;
     let mut is_shared = false;
     loop {
         let mut word = [0];
@@ -109,33 +114,42 @@ fn receive(stream: UnixStream) -> io::Result<Inherited> {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut word)];
         let received = rustix::net::recvmsg(&stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let mut given = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                sockets.extend(descriptors.map(TcpListener::from));
+                given.extend(descriptors.map(TcpListener::from));
             }
         }
         match (received.bytes, word) {
-            (1, [OWN]) => {}
-            (1, [SHARED]) => is_shared = true,
+            (1, [OWN]) => sockets.append(&mut given),
+            (1, [SHARED]) => {
+                sockets.append(&mut given);
+                is_shared = true;
+            }
+            (1, [MANAGEMENT]) => management = given.pop(),
             (1, [END]) if !sockets.is_empty() => break,
             _ => return Err(io::Error::other("the process that was to hand over its sockets broke off")),
         }
     }
-    Ok(Inherited { sockets, is_shared, predecessor: Some(Predecessor(stream)) })
+    Ok(Inherited { sockets, management, is_shared, predecessor: Some(Predecessor(stream)) })
 }
 
 impl Inherited {
-    /// Whether these are sockets at `address`, whose port 0 is any, and of the kind that the driver takes: epoll needs them
+    /// Whether these are sockets at `address` and of the kind that the driver takes: epoll needs them
     /// not to block, io_uring needs them to, and what one process makes of a socket holds for the other too, while that is
     /// still accepting. Those of a service manager are taken wherever they are.
     pub fn fits(&self, address: SocketAddr, is_epoll: bool) -> bool {
-        let is_at = |own: SocketAddr| own.ip() == address.ip() && [0, own.port()].contains(&address.port());
         self.sockets.iter().all(|socket| {
             let flags = rustix::fs::fcntl_getfl(socket).unwrap_or(OFlags::empty());
             let suits = self.predecessor.is_none() || flags.contains(OFlags::NONBLOCK) == is_epoll;
-            suits && (self.is_shared || socket.local_addr().is_ok_and(is_at))
+            suits && (self.is_shared || is_at(socket, address))
         })
     }
+}
+
+/// Whether `socket` listens at `address`, whose port 0 is any.
+pub fn is_at(socket: &TcpListener, address: SocketAddr) -> bool {
+    socket.local_addr().is_ok_and(|own| own.ip() == address.ip() && [0, own.port()].contains(&address.port()))
 }
 
 /// What the next process has said.
@@ -177,16 +191,17 @@ pub struct Handover {
     program: OsString,
     arguments: Vec<OsString>,
     sockets: Vec<TcpListener>,
+    management: Option<TcpListener>,
     is_shared: bool,
 }
 
 impl Handover {
-    /// Keeps `sockets` for the next process, which is started as this one was: a binary that was replaced meanwhile is the
-    /// one that runs then.
-    pub fn new(sockets: Vec<TcpListener>, is_shared: bool) -> Handover {
+    /// Keeps `sockets`, and the one of `management`, for the next process, which is started as this one was: a binary that
+    /// was replaced meanwhile is the one that runs then.
+    pub fn new(sockets: Vec<TcpListener>, management: Option<TcpListener>, is_shared: bool) -> Handover {
         let mut arguments = std::env::args_os();
         let program = arguments.next().unwrap_or_else(|| "ringway".into());
-        Handover { program, arguments: arguments.collect(), sockets, is_shared }
+        Handover { program, arguments: arguments.collect(), sockets, management, is_shared }
     }
 
     /// Where the sockets listen.
@@ -240,7 +255,9 @@ impl Handover {
 
     fn send(&self, to: &UnixStream) -> io::Result<()> {
         let word = if self.is_shared { SHARED } else { OWN };
-        for batch in self.sockets.chunks(BATCH) {
+        let batches = self.sockets.chunks(BATCH).map(|batch| (word, batch));
+        let management = self.management.iter().map(|socket| (MANAGEMENT, slice::from_ref(socket)));
+        for (word, batch) in batches.chain(management) {
             let descriptors: Vec<BorrowedFd<'_>> = batch.iter().map(AsFd::as_fd).collect();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -253,6 +270,7 @@ impl Handover {
     /// Gives the sockets up: they close with the workers' own.
     pub fn close(&mut self) {
         self.sockets.clear();
+        self.management = None;
     }
 }
 
@@ -273,12 +291,13 @@ mod tests {
     #[test]
     fn sockets_cross_and_the_word_comes_back() {
         for (count, is_shared) in [(1, false), (3, true), (150, false)] {
-            let given = sockets(count);
+            let management = sockets(count % 2).pop();
             let (own, other) = UnixStream::pair().expect("a pair");
-            let handover = Handover { sockets: given, is_shared, ..Handover::new(Vec::new(), false) };
+            let handover = Handover::new(sockets(count), management, is_shared);
             handover.send(&own).expect("sent");
             let inherited = receive(other).expect("received");
             assert_eq!((ports(&inherited.sockets), inherited.is_shared), (ports(&handover.sockets), is_shared));
+            assert_eq!(ports(inherited.management.as_slice()), ports(handover.management.as_slice()));
             inherited.predecessor.expect("there is one").say_serving(true).expect("it is there");
             let mut word = [0];
             (&own).read_exact(&mut word).expect("the word comes");
@@ -288,7 +307,7 @@ mod tests {
 
     #[test]
     fn who_breaks_off_is_an_error() {
-        for words in [&b""[..], b".", b"x", b"o"] {
+        for words in [&b""[..], b".", b"x", b"o", b"m"] {
             let (mut own, other) = UnixStream::pair().expect("a pair");
             own.write_all(words).expect("sent");
             drop(own);
@@ -315,7 +334,8 @@ mod tests {
         let own = sockets(1);
         let port = ports(&own)[0];
         let (other, _) = UnixStream::pair().expect("a pair");
-        let inherited = Inherited { sockets: own, is_shared: false, predecessor: Some(Predecessor(other)) };
+        let inherited =
+            Inherited { sockets: own, management: None, is_shared: false, predecessor: Some(Predecessor(other)) };
         let fits = |address: &str, is_epoll| inherited.fits(address.parse().expect("an address"), is_epoll);
         assert!(fits(&format!("127.0.0.1:{port}"), false) && fits("127.0.0.1:0", false));
         assert!(!fits(&format!("0.0.0.0:{port}"), false) && !fits(&format!("127.0.0.1:{}", port ^ 1), false));

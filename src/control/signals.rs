@@ -205,7 +205,7 @@ mod tests {
         let drain = Drain { delay: Duration::from_secs(5), timeout: Duration::from_secs(30) };
         let running = tokio::spawn({
             let seam = Arc::clone(&seam);
-            async move { run(&seam, drain, &mut Handover::new(Vec::new(), false)).await }
+            async move { run(&seam, drain, &mut Handover::new(Vec::new(), None, false)).await }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(seam.phase(), Phase::Unready);

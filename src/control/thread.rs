@@ -27,7 +27,7 @@ use crate::telemetry::counters::Counters;
 use crate::telemetry::events::Events;
 use crate::telemetry::exposition::Exposition;
 use crate::telemetry::reloads::Reloads;
-use crate::telemetry::spans::SpanReceiver;
+use crate::telemetry::spans::{LostSpans, SpanReceiver};
 
 /// What the control plane is made of.
 #[derive(Debug)]
@@ -58,6 +58,8 @@ pub struct Parts {
     pub events: Arc<Events>,
     /// Records of traced requests, one way for each worker; none where nobody wants any.
     pub spans: Vec<SpanReceiver>,
+    /// Counts the spans that nobody took.
+    pub lost_spans: Arc<LostSpans>,
 }
 
 /// The running control plane.
@@ -95,6 +97,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
                 reloads,
                 events,
                 spans,
+                lost_spans,
             } = parts;
             let (config, labels) = (ingredients.config.clone(), Arc::clone(&ingredients.labels));
             let publisher = Arc::new(Publisher::new(ingredients));
@@ -112,7 +115,7 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             let status = admin::status::routes(Arc::clone(&publisher), Arc::clone(&reports), counters.clone());
             let routes = routes.merge(status);
             let (stopping, is_stopping) = watch::channel(false);
-            let traces = (!spans.is_empty()).then(|| Traces::new(&config.tracing, labels, spans));
+            let traces = (!spans.is_empty()).then(|| Traces::new(&config.tracing, labels, spans, lost_spans));
             let exporting = match traces {
                 Some(Ok(traces)) => Some(tokio::spawn(traces.run(is_stopping))),
                 Some(Err(error)) => {
@@ -144,9 +147,8 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             tokio::spawn(Arc::clone(&docs).keep_current());
             let routes = routes.merge(docs::routes(docs));
             let routes = admin::router(config.metrics.enabled.then_some(exposition), routes);
-            if let Some(listener) = admin_listener {
-                tokio::spawn(admin::listen::serve(listener, routes.clone(), Arc::clone(&seam)));
-            }
+            let listening_apart = admin_listener
+                .map(|listener| tokio::spawn(admin::listen::serve(listener, routes.clone(), Arc::clone(&seam))));
             tokio::spawn(admin::serve(management, routes));
             tokio::spawn(health::keep_checking(Arc::clone(&publisher), reports));
             tokio::spawn(dns::keep_resolving(Arc::clone(&publisher)));
@@ -157,9 +159,9 @@ pub fn start(parts: Parts) -> io::Result<ControlThread> {
             // An error says that the other end is gone, which means the same.
             let _ = stopped.await;
             stopping.send_replace(true);
-            if let Some(exporting) = exporting {
-                // One that has panicked has nothing more to send.
-                let _ = exporting.await;
+            for ending in [exporting, listening_apart].into_iter().flatten() {
+                // One that has panicked has nothing more to say.
+                let _ = ending.await;
             }
         });
     })?;

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::config::Tracing;
 use crate::telemetry::labels::Labels;
-use crate::telemetry::spans::SpanReceiver;
+use crate::telemetry::spans::{LostSpans, SpanReceiver};
 
 /// How often the workers' records are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -50,6 +50,7 @@ pub struct Traces {
     trouble: Arc<Mutex<Option<String>>>,
     labels: Arc<Labels>,
     receivers: Vec<SpanReceiver>,
+    lost: Arc<LostSpans>,
 }
 
 /// The client that other fetches use too. The exporter tries again where that makes sense, within its time.
@@ -95,11 +96,16 @@ impl Client {
 }
 
 impl Traces {
-    /// An exporter of what `receivers` bring, as `settings` say.
+    /// An exporter of what `receivers` bring, as `settings` say. What it cannot get rid of is counted in `lost`.
     ///
     /// # Errors
     /// No HTTP client can be had.
-    pub fn new(settings: &Tracing, labels: Arc<Labels>, receivers: Vec<SpanReceiver>) -> Result<Traces, String> {
+    pub fn new(
+        settings: &Tracing,
+        labels: Arc<Labels>,
+        receivers: Vec<SpanReceiver>,
+        lost: Arc<LostSpans>,
+    ) -> Result<Traces, String> {
         let mut headers = reqwest::header::HeaderMap::new();
         if let Some(authorization) = &settings.authorization {
             let mut value =
@@ -130,7 +136,7 @@ impl Traces {
             KeyValue::new("process.pid", i64::from(std::process::id())),
         ]);
         exporter.set_resource(&resource.build());
-        Ok(Traces { exporter, endpoint, trouble, labels, receivers })
+        Ok(Traces { exporter, endpoint, trouble, labels, receivers, lost })
     }
 
     /// Sends spans until `stop` changes, and then what is left.
@@ -162,6 +168,7 @@ impl Traces {
             match self.exporter.export(spans).await {
                 Ok(()) => trouble.is_over(),
                 Err(error) => {
+                    self.lost.add(count);
                     let known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
                     let error = known.unwrap_or_else(|| error.to_string());
                     return trouble.note(&self.endpoint, &error, count);

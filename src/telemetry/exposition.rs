@@ -22,6 +22,7 @@ use self::text::Exemplars;
 use super::counters::{Counters, Shape};
 use super::labels::Labels;
 use super::reloads::Reloads;
+use super::spans::LostSpans;
 use crate::snapshot::Seam;
 
 /// What a worker runs on.
@@ -42,6 +43,8 @@ pub struct Progress {
     pub seam: Arc<Seam>,
     /// Knows the reloads.
     pub reloads: Arc<Reloads>,
+    /// Knows the spans that nobody took.
+    pub lost_spans: Arc<LostSpans>,
 }
 
 /// Which text format is wanted.
@@ -156,7 +159,7 @@ mod tests {
         let workers = vec![WorkerInfo { worker: 0, driver: "io_uring", flags: "none" }];
         let seam = crate::control::build::seam_without_services(2, 7);
         seam.adopt(1, 7);
-        let progress = Progress { seam, reloads: Arc::default() };
+        let progress = Progress { seam, reloads: Arc::default(), lost_spans: Arc::default() };
         progress.reloads.count(ReloadResult::Invalid);
         Exposition::new(counters, workers, &shape, labels, progress).render(format).expect("strings take everything")
     }
@@ -210,7 +213,7 @@ mod tests {
             counters.rate_limited(labels.service(&name), Kind::Ip);
         }
         let seam = crate::control::build::seam_without_services(1, 1);
-        let progress = Progress { seam, reloads: Arc::default() };
+        let progress = Progress { seam, reloads: Arc::default(), lost_spans: Arc::default() };
         let exposition = Exposition::new(vec![counters], Vec::new(), &shape, labels, progress);
         let text = exposition.render(Format::Prometheus).expect("strings take everything");
         let series = |line: &str| line.rsplit_once(' ').map(|(series, _)| series.to_owned());

@@ -4,6 +4,7 @@
 //! counted, and no worker ever waits.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
@@ -17,6 +18,22 @@ pub const RING_RECORDS: usize = 1_024;
 
 /// The most of a path that is kept, in bytes.
 pub const PATH_MAX: usize = 128;
+
+/// How many spans a collector did not take. Written by the control thread, read by scrapes.
+#[derive(Debug, Default)]
+pub struct LostSpans(AtomicU64);
+
+impl LostSpans {
+    /// Counts `spans` more.
+    pub fn add(&self, spans: usize) {
+        self.0.fetch_add(spans as u64, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// A span's identity; never 0.
 pub type SpanId = u64;

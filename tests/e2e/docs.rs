@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::devtools::Page;
+use crate::support::gateway::is_alive;
 use crate::support::prometheus::{PYTHON, complaints};
 use crate::support::{Backend, Client, Gateway, gateway_to, service, until};
 
@@ -190,9 +191,14 @@ fn a_listener_of_its_own_takes_them_off_the_public_port() {
     slow.iter_mut().for_each(|client| client.send("GET /metrics HTTP/1.1\r\nHo"));
     assert_eq!(ask("/metrics"), 200);
     assert!(slow.remove(0).is_closed());
-    // The next process has one too.
+    // The next process goes on with it, and whoever asks meanwhile is answered by one of the two.
+    let old = gateway.pid();
     gateway.upgrade().expect("it serves");
-    until("the next process answers", || ask("/metrics") == 200);
+    until("the old process is gone", || {
+        assert_eq!(ask("/metrics"), 200);
+        !is_alive(old)
+    });
+    assert_eq!(ask("/metrics"), 200);
     assert_eq!(gateway.get("/metrics").status, 404);
 }
 

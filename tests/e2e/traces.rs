@@ -265,6 +265,7 @@ fn a_collector_that_is_away_or_slow_costs_spans_and_nothing_else() {
     gateway.events.wait_for(said("does not take spans"));
     gateway.events.wait_for(said("takes spans again"));
     assert_eq!(gateway.events.all().iter().filter(|event| said("does not take spans")(event)).count(), 1, "once");
+    assert!(gateway.metric("api_gateway_spans_lost_total") > 0.0, "the batch that was refused");
     client.send("GET /api HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.response().status, 200);
 }

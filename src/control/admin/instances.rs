@@ -16,6 +16,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::de::{DeserializeOwned, Unexpected};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::key::{self, KeyRefusal};
@@ -29,6 +30,9 @@ use crate::control::registry::{Listing, Registry, RegistryError};
 
 /// When nothing can be changed because Redis is away: how often it is tried, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// How long a body may take to come.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// The routes below `/api/v1/services`.
 pub fn routes(registry: Arc<Registry>) -> Router {
@@ -131,6 +135,8 @@ enum Refusal {
     Json(serde_json::Error),
     /// Too long, or cut off.
     Body,
+    /// Not there in time.
+    Slow,
     /// What the registry says.
     Registry(RegistryError),
 }
@@ -163,6 +169,11 @@ impl Refusal {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",
                 format!("The request's body is longer than {MANAGEMENT_BODY_BYTES} bytes."),
+            ),
+            Refusal::Slow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                "The request's body did not arrive in time. Send it again.".to_owned(),
             ),
             Refusal::Registry(error) => {
                 let (status, reason) = match error {
@@ -329,7 +340,8 @@ fn admit(registry: &Registry, headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// The JSON in `body`; `None` when there is no body.
 async fn read<T: DeserializeOwned>(body: axum::body::Body) -> Result<Option<T>, Refusal> {
-    let bytes = to_bytes(body, MANAGEMENT_BODY_BYTES as usize).await.map_err(|_| Refusal::Body)?;
+    let bytes = timeout(BODY_WITHIN, to_bytes(body, MANAGEMENT_BODY_BYTES as usize));
+    let bytes = bytes.await.map_err(|_| Refusal::Slow)?.map_err(|_| Refusal::Body)?;
     // Serde takes an array for a struct, member by member.
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(Refusal::Json(serde::de::Error::invalid_type(Unexpected::Seq, &"a JSON object")));
@@ -353,4 +365,19 @@ fn no_body() -> Refusal {
 
 fn read_id(text: &str) -> Result<InstanceId, RegistryError> {
     text.parse().map_err(|()| RegistryError::UnknownInstance)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, Bytes};
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{"))]);
+        let body = Body::from_stream(first.chain(stream::pending()));
+        assert!(matches!(read::<Registration>(body).await, Err(Refusal::Slow)));
+    }
 }

@@ -30,7 +30,7 @@ impl Collector for Process {
 
 impl Process {
     fn encode_progress(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Progress { seam, reloads } = &self.0;
+        let Progress { seam, reloads, lost_spans } = &self.0;
         gauge(encoder, "api_gateway_config_generation", "The snapshot last published", |mut metric| {
             metric.encode_gauge(&as_gauge(seam.generation()))
         })?;
@@ -50,7 +50,9 @@ impl Process {
             let labels = [("result", result.as_str())];
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&reloads.get(result), None)?;
         }
-        Ok(())
+        let help = "Spans that the collector did not take";
+        let mut metric = encoder.encode_descriptor("api_gateway_spans_lost", help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&lost_spans.get(), None)
     }
 }
 
