@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import glob
 import json
 import os
@@ -45,15 +44,15 @@ def need(commands):
                    stdout=subprocess.DEVNULL)
 
 
-def build():
-    """Builds the release binary."""
+def build(*examples):
+    """Builds the release binary, and programs of this folder; apart, since these are built with what tests need."""
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=ROOT, check=True)
+    for name in examples:
+        subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", name], cwd=ROOT, check=True)
 
 
-@functools.cache
 def example(name):
-    """Builds a program of this folder; its path."""
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", name], cwd=ROOT, check=True)
+    """Where a program of this folder is, once it is built."""
     return os.path.join(ROOT, "target", "release", "examples", name)
 
 
@@ -142,8 +141,8 @@ class Bench(contextlib.ExitStack):
         wait_for_port(port)
         return port
 
-    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1"):
-        """ringway with one worker, or as `server` says, its service under `policy`; returns (port, process)."""
+    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1", under=()):
+        """ringway with one worker, or as `server` says, its service under `policy`, started by the command `under`; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
 [server]
 host = "127.0.0.1"
@@ -157,7 +156,7 @@ endpoints = ["{endpoint}"]
 [services.bench.limits]
 body_bytes = 0
 """)
-        process = self.start([BINARY, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
+        process = self.start([*under, BINARY, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True)
         said = ""
         for line in process.stderr:

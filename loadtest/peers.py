@@ -198,12 +198,18 @@ http://127.0.0.1:{port} {{
     return port, process
 
 
-def pingora(bench, backend):
-    target = os.path.join(ROOT, "target", "pingora")
+PINGORA_TARGET = os.path.join(ROOT, "target", "pingora")
+
+
+def build_pingora():
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=os.path.join(ROOT, "loadtest", "pingora"), check=True,
-                   env=dict(os.environ, CARGO_TARGET_DIR=target))
+                   env=dict(os.environ, CARGO_TARGET_DIR=PINGORA_TARGET))
+
+
+def pingora(bench, backend):
     port = free_port()
-    process = bench.start([os.path.join(target, "release", "pingora-peer"), str(port), str(backend)], PROXY_CORE, stderr=subprocess.DEVNULL)
+    binary = os.path.join(PINGORA_TARGET, "release", "pingora-peer")
+    process = bench.start([binary, str(port), str(backend)], PROXY_CORE, stderr=subprocess.DEVNULL)
     wait_for_port(port)
     return port, process
 
