@@ -483,7 +483,10 @@ impl Seam {
 
     /// Notes that a token names a key that is not known: its issuer may have a new one.
     pub fn want_keys(&self) {
-        self.keys_wanted.store(true, Ordering::Relaxed);
+        // Written once until it is taken: a flood of such tokens must not keep from the others the line that all workers read.
+        if !self.keys_wanted.load(Ordering::Relaxed) {
+            self.keys_wanted.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether a key was wanted since this was last asked.

@@ -64,8 +64,8 @@ pub struct Addressee<'a> {
     pub fields: &'a [u8],
 }
 
-/// Writes a whole answer with a problem document.
-pub fn write(problem: &Problem, to: &Addressee<'_>, out: &mut Vec<u8>) {
+/// Writes a whole answer with a problem document; says how many bytes of body that has.
+pub fn write(problem: &Problem, to: &Addressee<'_>, out: &mut Vec<u8>) -> usize {
     let mut fields = Vec::new();
     push_field(b"X-Gateway-Error", problem.reason.as_bytes(), &mut fields);
     if let Some(methods) = problem.allow {
@@ -97,10 +97,11 @@ pub fn write(problem: &Problem, to: &Addressee<'_>, out: &mut Vec<u8>) {
     body.extend_from_slice(b",\"request_id\":");
     push_json_string(to.request_id, &mut body);
     body.extend_from_slice(b"}\n");
-    write_answer(problem.status, b"application/problem+json", &fields, &body, to, out);
+    write_answer(problem.status, b"application/problem+json", &fields, &body, to, out)
 }
 
-/// Writes a whole answer: status line, `fields` (whole lines), the usual fields, body.
+/// Writes a whole answer: status line, `fields` (whole lines), the usual fields, body. Says how many bytes of body: none where
+/// the method or the status has none.
 pub fn write_answer(
     status: u16,
     content_type: &[u8],
@@ -108,7 +109,7 @@ pub fn write_answer(
     body: &[u8],
     to: &Addressee<'_>,
     out: &mut Vec<u8>,
-) {
+) -> usize {
     push_status_line(status, reason_phrase(status), out);
     push_field(b"Date", to.date, out);
     push_field(b"Server", b"ringway", out);
@@ -118,16 +119,18 @@ pub fn write_answer(
     push_connection(to.version, to.persistent, out);
     if status == 204 {
         out.extend_from_slice(b"\r\n");
-        return;
+        return 0;
     }
     push_field(b"Content-Type", content_type, out);
     push_field(b"Cache-Control", b"no-store", out);
     out.extend_from_slice(b"Content-Length: ");
     push_decimal(body.len() as u64, out);
     out.extend_from_slice(b"\r\n\r\n");
-    if to.method != Method::Head {
-        out.extend_from_slice(body);
+    if to.method == Method::Head {
+        return 0;
     }
+    out.extend_from_slice(body);
+    body.len()
 }
 
 /// The registered phrase of a status code.

@@ -1,11 +1,10 @@
 //! What the gateway says itself: problems, and its own health.
 
-use std::io::Write;
-
 use super::connection::{Client, Next};
 use super::transaction::Transaction;
 use crate::http::method::{Method, MethodSet};
 use crate::http::problem::{self, Addressee, Problem};
+use crate::http::text::push_decimal;
 use crate::snapshot::Phase;
 
 /// Which of the health endpoints was asked.
@@ -67,35 +66,31 @@ pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) ->
         _ => "draining",
     };
     let mut body = Vec::with_capacity(256);
-    // Writing to a vector cannot fail.
-    let _ = match which {
-        Health::Summary => writeln!(
-            body,
-            r#"{{"status":"{word}","version":"{}","worker":{},"workers":{},"pid":{},"driver":"{}","ring_flags":"{}","generation":{},"connections":{}}}"#,
-            env!("CARGO_PKG_VERSION"),
-            worker.index,
-            worker.workers,
-            std::process::id(),
-            worker.driver,
-            worker.flags,
-            tx.loaded.snapshot.generation,
-            worker.connections(),
-        ),
-        Health::Live | Health::Ready => writeln!(body, r#"{{"status":"{word}"}}"#),
-    };
+    body.extend_from_slice(br#"{"status":""#);
+    body.extend_from_slice(word.as_bytes());
+    body.push(b'"');
+    if which == Health::Summary {
+        body.push(b',');
+        body.extend_from_slice(worker.description.as_bytes());
+        body.extend_from_slice(br#","generation":"#);
+        push_decimal(tx.loaded.snapshot.generation, &mut body);
+        body.extend_from_slice(br#","connections":"#);
+        push_decimal(worker.connections().into(), &mut body);
+    }
+    body.extend_from_slice(b"}\n");
     send(tx, client, status, |to, out| problem::write_answer(status, b"application/json", b"", &body, to, out)).await
 }
 
-/// Renders an answer and sends it.
+/// Sends an answer. `render` writes it, and says how many bytes of body it has.
 async fn send(
     tx: &mut Transaction,
     client: &mut Client,
     status: u16,
-    render: impl FnOnce(&Addressee<'_>, &mut Vec<u8>),
+    render: impl FnOnce(&Addressee<'_>, &mut Vec<u8>) -> usize,
 ) -> Next {
     let mut out = std::mem::take(&mut tx.scratch.out);
     out.clear();
-    {
+    let body_bytes = {
         let mut clock = tx.worker.clock.borrow_mut();
         let target = tx.scratch.target.as_slice();
         let addressee = Addressee {
@@ -107,12 +102,11 @@ async fn send(
             date: clock.http_date(tx.worker.unix_ms_coarse()),
             fields: &tx.scratch.fields,
         };
-        render(&addressee, &mut out);
-    }
+        render(&addressee, &mut out)
+    };
     tx.status = status;
     tx.answer_begun = true;
-    let head_end = memchr::memmem::find(&out, b"\r\n\r\n").map_or(out.len(), |at| at + 4);
-    tx.bytes_out += (out.len() - head_end) as u64;
+    tx.bytes_out += body_bytes as u64;
     let patience = tx.worker.patience(&client.socket.watch, tx.loaded.snapshot.timeouts.idle_body);
     let (result, out) = client.socket.writer.write_all(out, patience).await;
     tx.scratch.out = out;

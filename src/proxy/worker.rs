@@ -86,12 +86,8 @@ pub struct RedisParts {
 pub struct Worker {
     /// Which worker, from 0.
     pub index: usize,
-    /// How many there are.
-    pub workers: usize,
-    /// The driver that runs, for `/health`.
-    pub driver: &'static str,
-    /// The ring flags that it runs with, for `/health`.
-    pub flags: &'static str,
+    /// Members of a JSON object for `/health`: what it runs on.
+    pub description: Box<str>,
     /// The control plane's word.
     pub seam: Arc<Seam>,
     /// What is counted here.
@@ -190,11 +186,16 @@ impl Worker {
         let ledger = parts.redis.map(|redis| RedisLedger::start(redis.settings, &redis.prefix, fastrand::u64(..)));
         let limiter = Limiter::new(parts.limits, ledger, on_error);
         parts.seam.adopt(parts.index, loaded.snapshot.generation);
+        let description = format!(
+            r#""version":"{}","worker":{},"workers":{},"pid":{},"driver":"{driver}","ring_flags":"{flags}""#,
+            env!("CARGO_PKG_VERSION"),
+            parts.index,
+            parts.workers,
+            std::process::id(),
+        );
         Worker {
             index: parts.index,
-            workers: parts.workers,
-            driver,
-            flags,
+            description: description.into(),
             counters: parts.counters,
             registry: Rc::default(),
             limiter: Rc::new(limiter),
