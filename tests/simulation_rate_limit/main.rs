@@ -97,3 +97,20 @@ fn orders_on_many_slow_keys() {
     let per_request = orders_per_request(limit, 50, 2, 2.0);
     assert!(per_request <= 1.5, "{per_request}");
 }
+
+/// What README.md says of Redis's load as workers and gateways grow: `cargo test --test simulation_rate_limit orders_by_workers -- --nocapture`.
+#[test]
+fn orders_by_workers() {
+    const WORKERS: [usize; 5] = [1, 8, 64, 640, 6_400];
+    println!("| requests a second of one key, limited to 1.05 times that | {WORKERS:?} workers |");
+    for rate in [950, 9_500, 95_000] {
+        let limit = Limit::new(rate / 95 * 100, Duration::from_secs(1));
+        let row = WORKERS.map(|workers| orders_per_request(limit, 1, workers, 0.95));
+        println!("| {rate} | {row:.4?} |");
+        // However many workers share a key, that costs no more than asking for each request, and an empty hand's report.
+        assert!(row.iter().all(|&orders| orders <= 1.2), "{rate}: {row:?}");
+        // A worker asks once in each slot that it has requests in, and then as often as its lease runs low: about twice more.
+        let at_most = |workers: usize| 4.0 * (128 * workers) as f64 / f64::from(rate);
+        assert!(row.iter().zip(WORKERS).all(|(&orders, workers)| orders <= at_most(workers)), "{rate}: {row:?}");
+    }
+}
