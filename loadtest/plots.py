@@ -10,7 +10,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot  # noqa: E402 - the backend is chosen first
 
 COLOURS = {"ringway": "#0b7285", "nginx": "#74b816", "haproxy": "#4263eb", "pingora": "#e8590c", "caddy": "#868e96", "relay": "#ced4da"}
-CPU = ["forward-64", "policy", "new-connection", "download-1k", "upload-1k", "events", "health"]
+CPU = ["forward-64", "policy", "new-connection", "download-1k", "upload-1k", "events", "health-64"]
 
 
 def bars(cases, names, figure, label, least=2):
