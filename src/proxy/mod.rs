@@ -10,11 +10,12 @@
 //! - [`limiter`]: rate limits, on the orders that [`ledger`] carries to Redis.
 //! - [`upstream`]: the exchange with an endpoint; [`body`]: the bodies both ways; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
-//! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`]: its parts.
+//! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`]: its parts.
 //! - [`attempt`]: which endpoint, and whether another one; [`usher`]: turns on epoll.
 //! - [`descriptors`]: how many connections there can be.
 
 pub mod accept;
+pub mod ahead;
 pub mod answer;
 pub mod attempt;
 pub mod body;

@@ -3,17 +3,19 @@
 //! Reads and writes own their buffer while the kernel has it (monoio's rent model): it comes back with the result. A future
 //! that is dropped takes its buffer along, and whatever it would have read is lost; so is the connection, then.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
 use futures_util::FutureExt;
-use monoio::buf::{IoBuf, IoBufMut};
+use monoio::buf::{IoBuf, IoBufMut, SliceMut};
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, CancelHandle, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
 use monoio::net::{TcpStream, UnixStream};
 
+use super::ahead::{Ahead, Read};
 use super::watch::{Patience, Registry, Side, Watched};
 
 /// A connected stream.
@@ -34,6 +36,8 @@ pub struct Socket {
 pub enum Reader {
     Tcp(OwnedReadHalf<TcpStream>),
     Unix(OwnedReadHalf<UnixStream>),
+    /// An upstream's, of either kind.
+    Ahead(Ahead),
 }
 
 /// The sending direction.
@@ -49,23 +53,32 @@ impl Socket {
     pub fn tcp(stream: TcpStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket { watch: Watched::new(registry, fd, side), reader: Reader::Tcp(reader), writer: Writer::Tcp(writer), fd }
+        Socket::new(fd, Reader::Tcp(reader), Writer::Tcp(writer), registry, side)
     }
 
     /// A Unix stream.
     pub fn unix(stream: UnixStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket {
-            watch: Watched::new(registry, fd, side),
-            reader: Reader::Unix(reader),
-            writer: Writer::Unix(writer),
-            fd,
-        }
+        Socket::new(fd, Reader::Unix(reader), Writer::Unix(writer), registry, side)
     }
 
-    /// Whether an idle connection is still good: open, and nothing to be read from it.
-    pub fn is_quiet(&self) -> bool {
+    fn new(fd: RawFd, reader: Reader, writer: Writer, registry: &Rc<Registry>, side: Side) -> Socket {
+        let reader = match side {
+            Side::Client => reader,
+            Side::Upstream => Reader::Ahead(Ahead::new(reader)),
+        };
+        Socket { watch: Watched::new(registry, fd, side), reader, writer, fd }
+    }
+
+    /// Whether an idle connection is still good: open, and nothing to be read from it. A read that is under way knows without a
+    /// system call, as of the last time that the driver was asked.
+    pub fn is_quiet(&mut self) -> bool {
+        if let Reader::Ahead(ahead) = &mut self.reader
+            && ahead.is_reading()
+        {
+            return ahead.is_pending();
+        }
         let mut byte = [0u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
@@ -90,7 +103,7 @@ impl Socket {
     /// to a side that had closed already. The reset that answers them shows that it had closed for good. A reset alone
     /// proves nothing: it can overtake the acknowledgement of bytes that were read (RFC 9293, section 3.5.2).
     pub fn undelivered(&self, sent: usize) -> bool {
-        let Reader::Tcp(_) = self.reader else { return false };
+        let Writer::Tcp(_) = self.writer else { return false };
         let is_reset = socket2::SockRef::from(&borrow(self.fd)).take_error().is_ok_and(|error| error.is_some());
         is_reset && unacknowledged(self.fd) == Some(sent)
     }
@@ -98,44 +111,67 @@ impl Socket {
 
 impl Reader {
     /// Appends what comes to `buf`, up to its capacity, which must have room; 0 is the end of the stream.
-    pub fn read(&mut self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
+    pub fn read(&mut self, buf: Vec<u8>) -> impl Future<Output = Read> {
         let room = buf.capacity() - buf.len();
         self.read_some(buf, room)
     }
 
     /// The same, at most `most` bytes.
-    pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
-        let start = buf.len();
-        let end = buf.capacity().min(start.saturating_add(most));
-        debug_assert!(start < end, "a read needs room");
-        let slice = buf.slice_mut(start..end);
+    pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Read> {
         // Put together rather than awaited: an async function holds what it is given twice, and every waiting connection
         // holds one of these.
-        let read = match self {
-            Reader::Tcp(half) => half.read(slice).left_future(),
-            Reader::Unix(half) => half.read(slice).right_future(),
-        };
-        read.map(|(result, slice)| (result, slice.into_inner()))
+        match self {
+            Reader::Tcp(half) => half.read(room(buf, most)).map(filled).left_future().left_future(),
+            Reader::Unix(half) => half.read(room(buf, most)).map(filled).right_future().left_future(),
+            Reader::Ahead(ahead) => {
+                ahead.begin(buf, most);
+                poll_fn(|cx| ahead.poll(cx)).right_future()
+            }
+        }
     }
+
+    /// Begins the read of the next answer on an upstream connection that has none under way, for [`Reader::read_on`].
+    pub fn read_ahead(&mut self, buf: Vec<u8>) {
+        if let Reader::Ahead(ahead) = self {
+            let most = buf.capacity() - buf.len();
+            ahead.begin(buf, most);
+            // Hands it to the kernel.
+            ahead.is_pending();
+        }
+    }
+
+    /// What the read brings that [`Reader::read_ahead`] began; otherwise the same as [`Reader::read`], into a buffer that `lend`
+    /// gives.
+    pub async fn read_on(&mut self, lend: impl FnOnce() -> Vec<u8>) -> Read {
+        match self {
+            Reader::Ahead(ahead) if ahead.is_reading() => poll_fn(|cx| ahead.poll(cx)).await,
+            reader => reader.read(lend()).await,
+        }
+    }
+}
+
+/// The room in `buf` for `most` bytes more.
+fn room(buf: Vec<u8>, most: usize) -> SliceMut<Vec<u8>> {
+    let start = buf.len();
+    let end = buf.capacity().min(start.saturating_add(most));
+    debug_assert!(start < end, "a read needs room");
+    buf.slice_mut(start..end)
+}
+
+fn filled((result, slice): (io::Result<usize>, SliceMut<Vec<u8>>)) -> Read {
+    (result, slice.into_inner())
 }
 
 impl Reader {
     /// The same as [`Reader::read_some`], but it can be cancelled without losing a byte: it then ends with an error, unless
     /// something had come before.
-    pub async fn read_some_cancelable(
-        &mut self,
-        buf: Vec<u8>,
-        most: usize,
-        handle: CancelHandle,
-    ) -> (io::Result<usize>, Vec<u8>) {
-        let start = buf.len();
-        let end = buf.capacity().min(start.saturating_add(most));
-        let slice = buf.slice_mut(start..end);
-        let (result, slice) = match self {
-            Reader::Tcp(half) => half.cancelable_read(slice, handle).await,
-            Reader::Unix(half) => half.cancelable_read(slice, handle).await,
-        };
-        (result, slice.into_inner())
+    pub async fn read_some_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Read {
+        match self {
+            Reader::Tcp(half) => filled(half.cancelable_read(room(buf, most), handle).await),
+            Reader::Unix(half) => filled(half.cancelable_read(room(buf, most), handle).await),
+            // An upstream's reads end with its connection.
+            Reader::Ahead(_) => self.read_some(buf, most).await,
+        }
     }
 }
 

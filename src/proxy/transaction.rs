@@ -27,7 +27,7 @@ use crate::traffic::retry::ATTEMPTS_MAX;
 pub struct Scratch {
     /// What is about to be sent: the head to the upstream, then the head to the client.
     pub out: Vec<u8>,
-    /// What the upstream sent.
+    /// What the upstream sent: a buffer of the worker's, for the time of the exchange.
     pub inbound: Vec<u8>,
     /// The normalised path, where it differs from the one sent.
     pub path: Vec<u8>,
@@ -49,7 +49,6 @@ impl Scratch {
     fn clear(&mut self) {
         for part in [
             &mut self.out,
-            &mut self.inbound,
             &mut self.path,
             &mut self.method,
             &mut self.target,
@@ -136,7 +135,6 @@ impl Transaction {
         let mut scratch = worker.scratches.borrow_mut().pop().unwrap_or_default();
         if scratch.out.capacity() == 0 {
             scratch.out = worker.buffers.head();
-            scratch.inbound = worker.buffers.head();
         }
         Transaction {
             loaded: worker.loaded(),
@@ -359,9 +357,9 @@ impl Drop for Transaction {
         self.log(ended);
         self.send_record(ended);
         let mut scratch = std::mem::take(&mut self.scratch);
+        self.worker.buffers.give(std::mem::take(&mut scratch.inbound));
         // An operation that was dropped took its buffer along, and one that grew for a long head is not kept.
-        let is_whole = |buf: &Vec<u8>| buf.capacity() > 0 && buf.capacity() <= SCRATCH_BYTES_MAX;
-        if is_whole(&scratch.out) && is_whole(&scratch.inbound) {
+        if (1..=SCRATCH_BYTES_MAX).contains(&scratch.out.capacity()) {
             scratch.clear();
             let mut free = self.worker.scratches.borrow_mut();
             if free.len() < FREE_MAX {

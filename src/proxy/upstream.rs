@@ -209,9 +209,9 @@ async fn connect(
 ) -> Result<(Socket, bool), Failure> {
     let worker = &tx.worker;
     let Some((endpoint, state)) = tx.endpoint_state() else { return Err(Failure::ConnectRefused) };
-    while !must_be_fresh && let Some(pooled) = state.take() {
+    while !must_be_fresh && let Some(mut pooled) = state.take() {
         // Closed by the upstream meanwhile; or it said something that nobody asked for, which would pass for the answer to
-        // this request. Asking costs a system call, too little to be measured in a request.
+        // this request.
         if pooled.is_quiet() {
             worker.counters.upstream_reused.add(1);
             return Ok((pooled, true));
@@ -349,10 +349,6 @@ async fn receive_from(
     shared: &Shared,
 ) -> Result<Ended, Failure> {
     let mut inbound = take(&mut tx.scratch.inbound);
-    if inbound.capacity() == 0 {
-        // An attempt that failed took it along.
-        inbound = tx.worker.buffers.head();
-    }
     inbound.clear();
     let limits = tx.service().map_or(&tx.loaded.snapshot.limits, |(service, _)| &service.limits).clone();
     let mut scan = HeadScan::default();
@@ -388,11 +384,13 @@ async fn receive_from(
             scan = HeadScan::default();
             continue;
         }
-        if inbound.len() == inbound.capacity() {
+        if !inbound.is_empty() && inbound.len() == inbound.capacity() {
             // A service may allow longer heads than the buffers are made for.
             inbound.reserve(inbound.len());
         }
-        let (result, filled) = reader.read(inbound).await;
+        let worker = &tx.worker;
+        let (result, filled) =
+            reader.read_on(|| if inbound.capacity() == 0 { worker.buffers.head() } else { inbound }).await;
         inbound = filled;
         match result {
             Ok(read) if read > 0 => {}
@@ -504,11 +502,13 @@ pub async fn pass(tx: &mut Transaction, writer: &mut Writer, watch: &Watched) ->
 }
 
 /// Keeps the connection for the next request, unless a drain makes that one unlikely.
-fn give_back(tx: &Transaction, upstream: Socket) {
+fn give_back(tx: &mut Transaction, upstream: Socket) {
+    // It is the next one that is read into.
+    tx.worker.buffers.give(take(&mut tx.scratch.inbound));
     if let Some((_, state)) = tx.endpoint_state()
         && !tx.worker.is_draining()
     {
-        state.give(upstream, tx.worker.now());
+        state.give(upstream, &tx.worker.buffers, tx.worker.now());
     }
 }
 
