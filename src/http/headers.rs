@@ -2,7 +2,7 @@
 //!
 //! A name is classified once into a [`Name`]; everything that is not special is passed on untouched.
 
-use memchr::memchr2_iter;
+use memchr::memchr2;
 
 /// A field that the gateway reads, owns or removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,44 +50,55 @@ impl Name {
 }
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
+///
+/// It is asked four times for each field of a request: length and first letter leave one candidate or two, and those are
+/// compared without a branch for each letter.
 pub fn classify(name: &[u8]) -> Name {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-    match name.len() {
-        2 if is(b"te") => Name::Te,
-        3 if is(b"via") => Name::Via,
-        4 if is(b"host") => Name::Host,
-        4 if is(b"date") => Name::Date,
-        6 if is(b"expect") => Name::Expect,
-        7 if is(b"upgrade") => Name::Upgrade,
-        7 if is(b"trailer") => Name::HopByHop,
-        9 if is(b"forwarded") => Name::Forwarded,
-        9 if is(b"x-user-id") => Name::Identity,
-        9 if is(b"x-api-key") => Name::ApiKey,
-        9 if is(b"ratelimit") => Name::RateLimit,
-        10 if is(b"connection") => Name::Connection,
-        10 if is(b"keep-alive") => Name::HopByHop,
-        10 if is(b"tracestate") => Name::Tracestate,
-        11 if is(b"traceparent") => Name::Traceparent,
-        12 if is(b"x-request-id") => Name::XRequestId,
-        13 if is(b"x-auth-method") || is(b"x-auth-scopes") => Name::Identity,
-        13 if is(b"authorization") => Name::Authorization,
-        14 if is(b"content-length") => Name::ContentLength,
-        14 if is(b"http2-settings") => Name::HopByHop,
-        15 if is(b"x-forwarded-for") => Name::XForwardedFor,
-        15 if is(b"x-gateway-error") => Name::GatewayError,
-        16 if is(b"ratelimit-policy") => Name::RateLimit,
-        16 if is(b"x-forwarded-host") => Name::XForwardedHost,
-        16 if is(b"proxy-connection") => Name::HopByHop,
-        17 if is(b"transfer-encoding") => Name::TransferEncoding,
-        17 if is(b"x-forwarded-proto") => Name::XForwardedProto,
-        18 if is(b"proxy-authenticate") => Name::HopByHop,
-        17 if is(b"x-ratelimit-limit") || is(b"x-ratelimit-reset") => Name::RateLimit,
-        19 if is(b"proxy-authorization") => Name::HopByHop,
-        21 if is(b"x-ratelimit-remaining") => Name::RateLimit,
-        22.. if name[..15].eq_ignore_ascii_case(b"access-control-") => Name::Cors,
+    let Some(first) = name.first() else { return Name::Other };
+    match (name.len(), first.to_ascii_lowercase()) {
+        (2, b't') if is(name, b"te") => Name::Te,
+        (3, b'v') if is(name, b"via") => Name::Via,
+        (4, b'h') if is(name, b"host") => Name::Host,
+        (4, b'd') if is(name, b"date") => Name::Date,
+        (6, b'e') if is(name, b"expect") => Name::Expect,
+        (7, b'u') if is(name, b"upgrade") => Name::Upgrade,
+        (7, b't') if is(name, b"trailer") => Name::HopByHop,
+        (9, b'f') if is(name, b"forwarded") => Name::Forwarded,
+        (9, b'x') if is(name, b"x-user-id") => Name::Identity,
+        (9, b'x') if is(name, b"x-api-key") => Name::ApiKey,
+        (9, b'r') if is(name, b"ratelimit") => Name::RateLimit,
+        (10, b'c') if is(name, b"connection") => Name::Connection,
+        (10, b'k') if is(name, b"keep-alive") => Name::HopByHop,
+        (10, b't') if is(name, b"tracestate") => Name::Tracestate,
+        (11, b't') if is(name, b"traceparent") => Name::Traceparent,
+        (12, b'x') if is(name, b"x-request-id") => Name::XRequestId,
+        (13, b'x') if is(name, b"x-auth-method") || is(name, b"x-auth-scopes") => Name::Identity,
+        (13, b'a') if is(name, b"authorization") => Name::Authorization,
+        (14, b'c') if is(name, b"content-length") => Name::ContentLength,
+        (14, b'h') if is(name, b"http2-settings") => Name::HopByHop,
+        (15, b'x') if is(name, b"x-forwarded-for") => Name::XForwardedFor,
+        (15, b'x') if is(name, b"x-gateway-error") => Name::GatewayError,
+        (16, b'r') if is(name, b"ratelimit-policy") => Name::RateLimit,
+        (16, b'x') if is(name, b"x-forwarded-host") => Name::XForwardedHost,
+        (16, b'p') if is(name, b"proxy-connection") => Name::HopByHop,
+        (17, b't') if is(name, b"transfer-encoding") => Name::TransferEncoding,
+        (17, b'x') if is(name, b"x-forwarded-proto") => Name::XForwardedProto,
+        (17, b'x') if is(name, b"x-ratelimit-limit") || is(name, b"x-ratelimit-reset") => Name::RateLimit,
+        (18, b'p') if is(name, b"proxy-authenticate") => Name::HopByHop,
+        (19, b'p') if is(name, b"proxy-authorization") => Name::HopByHop,
+        (21, b'x') if is(name, b"x-ratelimit-remaining") => Name::RateLimit,
+        (22.., b'a') if name[..15].eq_ignore_ascii_case(b"access-control-") => Name::Cors,
         _ if name.contains(&b'_') && is_confusable(name) => Name::Confusable,
         _ => Name::Other,
     }
+}
+
+/// Whether `name` is `known`, which is in lower case.
+fn is<const LENGTH: usize>(name: &[u8], known: &[u8; LENGTH]) -> bool {
+    <&[u8; LENGTH]>::try_from(name).is_ok_and(|name| {
+        let differences = name.iter().zip(known).map(|(byte, known)| byte.to_ascii_lowercase() ^ known);
+        differences.fold(0, |all, one| all | one) == 0
+    })
 }
 
 /// Whether `name`, with a hyphen for each underscore, is one of the special names.
@@ -206,27 +217,20 @@ impl HeadScan {
     /// ends, requests are smuggled: so any LF without CR before it, and any CR without LF behind it, is refused here
     /// (RFC 9112, section 2.2).
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<usize>, BareLineEnd> {
-        let base = self.at;
-        let mut skip_to = base;
-        for found in memchr2_iter(b'\r', b'\n', &bytes[base..]) {
-            let index = base + found;
-            if index < skip_to {
-                continue;
-            }
-            if bytes[index] == b'\n' {
-                return Err(BareLineEnd);
-            }
-            match bytes.get(index + 1) {
-                None => {
+        let mut from = self.at;
+        while let Some(found) = memchr2(b'\r', b'\n', &bytes[from..]) {
+            let index = from + found;
+            match (bytes[index], bytes.get(index + 1)) {
+                (b'\r', None) => {
                     self.at = index;
                     return Ok(None);
                 }
-                Some(b'\n') if index == self.line_start => return Ok(Some(index + 2)),
-                Some(b'\n') => {
-                    self.line_start = index + 2;
-                    skip_to = index + 2;
+                (b'\r', Some(b'\n')) if index == self.line_start => return Ok(Some(index + 2)),
+                (b'\r', Some(b'\n')) => {
+                    from = index + 2;
+                    self.line_start = from;
                 }
-                Some(_) => return Err(BareLineEnd),
+                _ => return Err(BareLineEnd),
             }
         }
         self.at = bytes.len();
@@ -241,6 +245,7 @@ impl HeadScan {
 
 /// Appends `name: value` and a line end.
 pub fn push_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
@@ -250,6 +255,48 @@ pub fn push_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_known_in_any_case() {
+        let check = |name: &str, expected| {
+            for spelling in [name.to_owned(), name.to_ascii_lowercase(), name.to_ascii_uppercase()] {
+                assert_eq!(classify(spelling.as_bytes()), expected, "{spelling}");
+            }
+        };
+        for (names, expected) in [
+            ("TE", Name::Te),
+            ("Via", Name::Via),
+            ("Host", Name::Host),
+            ("Date", Name::Date),
+            ("Expect", Name::Expect),
+            ("Upgrade", Name::Upgrade),
+            ("Forwarded", Name::Forwarded),
+            ("Connection", Name::Connection),
+            ("Tracestate", Name::Tracestate),
+            ("Traceparent", Name::Traceparent),
+            ("X-Request-Id", Name::XRequestId),
+            ("Authorization", Name::Authorization),
+            ("X-Api-Key", Name::ApiKey),
+            ("Content-Length", Name::ContentLength),
+            ("Transfer-Encoding", Name::TransferEncoding),
+            ("X-Forwarded-For", Name::XForwardedFor),
+            ("X-Forwarded-Host", Name::XForwardedHost),
+            ("X-Forwarded-Proto", Name::XForwardedProto),
+            ("X-Gateway-Error", Name::GatewayError),
+            ("X-User-Id X-Auth-Method X-Auth-Scopes", Name::Identity),
+            ("Access-Control-Allow-Origin Access-Control-Request-Method", Name::Cors),
+            ("RateLimit RateLimit-Policy X-RateLimit-Limit X-RateLimit-Reset X-RateLimit-Remaining", Name::RateLimit),
+            (
+                "Trailer Keep-Alive HTTP2-Settings Proxy-Connection Proxy-Authenticate Proxy-Authorization",
+                Name::HopByHop,
+            ),
+            ("X_User_Id Content_Length", Name::Confusable),
+            ("Hosts Hos Accept Content-Type Access-Control X-Request-If X_Mine", Name::Other),
+        ] {
+            names.split(' ').for_each(|name| check(name, expected));
+        }
+        assert_eq!(classify(b""), Name::Other);
+    }
 
     #[test]
     fn content_length_is_digits_alone() {

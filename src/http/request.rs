@@ -411,9 +411,20 @@ fn is_authority(value: &[u8]) -> bool {
             None => (value, None),
         },
     };
-    let name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(byte);
-    !host.is_empty() && host.len() <= 255 && host.iter().all(name_byte) && is_port(port)
+    !host.is_empty() && host.len() <= 255 && host.iter().all(|&byte| IS_HOST[usize::from(byte)]) && is_port(port)
 }
+
+/// The bytes of a registered name or an IPv4 address (RFC 3986, section 3.2.2).
+const IS_HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'%')
+            || matches!(byte as u8, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=');
+        byte += 1;
+    }
+    table
+};
 
 fn is_port(port: Option<&[u8]>) -> bool {
     port.is_none_or(|digits| digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit))
