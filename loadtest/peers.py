@@ -15,7 +15,8 @@ SECRET = "0123456789abcdef0123456789abcdef"
 ORIGIN = "https://app.example.com"
 LIMIT = 1_000_000  # requests a second and user: never reached, always counted
 
-QUIET = "[logging]\nenabled = false\n[metrics]\nenabled = false"
+NO_LOG = "[logging]\nenabled = false\n"
+QUIET = NO_LOG + "[metrics]\nenabled = false"
 JWT = f'[auth.jwt]\nsecret = "{SECRET}"\n'
 CORS = f'[cors]\nenabled = true\nallow_origins = ["{ORIGIN}"]\nallow_credentials = true\n'
 PER_USER = f'auth = "required"\nrate_limit = {{ requests = {LIMIT}, window = "1s" }}'
@@ -45,6 +46,11 @@ def ringway(bench, backend, tables="", **options):
     return bench.ringway(f"http://127.0.0.1:{backend}", tables, **options)
 
 
+def ringway_bare(bench, backend):
+    """Counted and not logged, as the others run."""
+    return ringway(bench, backend, NO_LOG, name="bare")
+
+
 def ringway_quiet(bench, backend):
     return ringway(bench, backend, QUIET, name="quiet")
 
@@ -58,9 +64,9 @@ def ringway_policy(bench, backend):
 
 
 def ringway_redis(bench, backend):
-    """A limit on Redis and nothing else."""
+    """The same with a limit on Redis."""
     limit = f'auth = "none"\nrate_limit = {{ requests = {LIMIT}, window = "1s", key = "ip" }}'
-    return ringway(bench, backend, redis_table(bench.redis(), "limit"), name="redis", policy=limit)
+    return ringway(bench, backend, NO_LOG + redis_table(bench.redis(), "limit"), name="redis", policy=limit)
 
 
 def _nginx(bench, backend, http="", location=""):

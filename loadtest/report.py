@@ -41,7 +41,7 @@ def targets(cases):
         for target in CASES[name].targets:
             if target.versus in rows:
                 ratio = rows[target.who][target.figure] / rows[target.versus][target.figure]
-                what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} beside {target.versus}"
+                what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} of {target.who} beside {target.versus}"
                 body.append([what, f"≤ {target.most:.2f}", f"{ratio:.2f}", "met" if ratio <= target.most else "missed"])
         if name == "idle":
             size = rows["ringway"]["bytes"]
