@@ -51,8 +51,8 @@ impl Name {
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
 ///
-/// It is asked four times for each field of a request: length and first letter leave one candidate or two, and those are
-/// compared without a branch for each letter.
+/// It is asked twice for each field of a message: length and first letter leave few candidates, which are compared without a
+/// branch for each letter.
 pub fn classify(name: &[u8]) -> Name {
     let Some(first) = name.first() else { return Name::Other };
     match (name.len(), first.to_ascii_lowercase()) {

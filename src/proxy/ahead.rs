@@ -1,7 +1,8 @@
 //! Reading ahead: an idle upstream connection has the read of its next answer under way.
 //!
-//! So nobody has to ask the kernel whether the connection is still good before it is used: it is, as long as that read has not
-//! ended. The system call for each request that this spares costs more than all of a request's policies.
+//! So nobody has to ask the kernel whether the connection is still good before it is used: it was, when the driver was asked last,
+//! if that read has not ended. It goes to the kernel together with the last piece of an answer that is written to the client,
+//! before the connection is idle, so the driver has been asked since.
 //!
 //! The read has to outlive the request that begins it and serve the one that ends it, and a boxed future for each would be an
 //! allocation for each. So an upstream connection has one future for as long as it lives, which reads what it is told to.
@@ -9,78 +10,222 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use super::socket::Reader;
+use super::buffers::Place;
+use super::socket::{Filled, Half};
 
-/// What a read ends with: its result, and the buffer that was lent to it.
-pub type Read = (io::Result<usize>, Vec<u8>);
-
-/// The receiving direction of an upstream connection. A read that is under way goes on while nobody waits for it, and whoever
-/// reads next gets what it brings.
+/// The receiving direction of an upstream connection. A read that has begun goes on while nobody waits for it.
 pub struct Ahead {
     future: Pin<Box<dyn Future<Output = Infallible>>>,
     desk: Rc<Desk>,
-    is_reading: bool,
+    state: State,
+    /// Held by a read that no request waits for yet.
+    place: Option<Place>,
 }
 
-impl std::fmt::Debug for Ahead {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ahead").field("is_reading", &self.is_reading).finish_non_exhaustive()
-    }
+#[derive(Debug)]
+enum State {
+    Quiet,
+    Reading,
+    /// It ended, and nobody has taken what it brought.
+    Ended(Filled),
 }
 
 /// Where buffers are handed in, each with how many bytes to read at most, and come back filled.
 #[derive(Default)]
 struct Desk {
     order: Cell<Option<(Vec<u8>, usize)>>,
-    done: Cell<Option<Read>>,
+    done: Cell<Option<Filled>>,
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Ahead {
-    /// Reads from `reader` from now on; nothing is under way yet.
-    pub fn new(reader: Reader) -> Ahead {
+    /// Reads from `half` from now on; no read has begun yet.
+    pub fn new(half: Half) -> Ahead {
         let desk = Rc::<Desk>::default();
-        Ahead { future: Box::pin(work(reader, Rc::clone(&desk))), desk, is_reading: false }
+        let future = Box::pin(work(half, Rc::clone(&desk)));
+        Ahead { future, desk, state: State::Quiet, place: None }
     }
 
-    /// Begins to read into `buf`, `most` bytes at most; nothing may be under way.
-    pub fn begin(&mut self, buf: Vec<u8>, most: usize) {
-        assert!(!self.is_reading, "one read at a time, or what they bring comes in no order");
-        self.desk.order.set(Some((buf, most)));
-        self.is_reading = true;
+    /// Begins to read into `buf`, for whoever comes to [`Ahead::end`]. No other read may have begun.
+    pub fn begin(&mut self, buf: Vec<u8>, place: Place) {
+        let most = buf.capacity() - buf.len();
+        self.order(buf, most);
+        self.place = Some(place);
+        self.advance(&mut Context::from_waker(Waker::noop()));
     }
 
-    /// Whether a read is under way, or has ended without anybody taking what it brought.
-    pub fn is_reading(&self) -> bool {
-        self.is_reading
+    /// Whether a read has begun whose end nobody has had.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.state, State::Quiet)
     }
 
-    /// Whether the read that is under way has not ended yet, as far as the driver has told.
+    /// Whether the read that has begun has not ended, as of the last time that the driver was asked.
     pub fn is_pending(&mut self) -> bool {
-        let Poll::Pending = self.future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        let done = self.desk.done.take();
-        let is_pending = done.is_none();
-        self.desk.done.set(done);
-        is_pending
+        self.advance(&mut Context::from_waker(Waker::noop()));
+        matches!(self.state, State::Reading)
     }
 
-    /// What the read that is under way brings.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Read> {
+    /// The connection is idle no longer: from here on it is a request that reads.
+    pub fn in_use(&mut self) {
+        drop(self.place.take());
+    }
+
+    /// Reads at most `most` bytes into `buf`. No other read may have begun.
+    pub fn read(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
+        let mut order = Some((buf, most));
+        poll_fn(move |cx| {
+            if let Some((buf, most)) = order.take() {
+                self.order(buf, most);
+            }
+            self.poll(cx)
+        })
+    }
+
+    /// What the read brings that has begun.
+    pub fn end(&mut self) -> impl Future<Output = Filled> {
+        poll_fn(|cx| self.poll(cx))
+    }
+
+    fn order(&mut self, buf: Vec<u8>, most: usize) {
+        assert!(!self.has_begun(), "of two reads at a time nobody knows which brings what");
+        self.desk.order.set(Some((buf, most)));
+        self.state = State::Reading;
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) {
         let Poll::Pending = self.future.as_mut().poll(cx);
-        let Some(done) = self.desk.done.take() else { return Poll::Pending };
-        self.is_reading = false;
-        Poll::Ready(done)
+        if let Some(done) = self.desk.done.take() {
+            self.state = State::Ended(done);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Filled> {
+        self.advance(cx);
+        match std::mem::replace(&mut self.state, State::Quiet) {
+            State::Ended(filled) => Poll::Ready(filled),
+            state => {
+                self.state = state;
+                Poll::Pending
+            }
+        }
     }
 }
 
-async fn work(mut reader: Reader, desk: Rc<Desk>) -> Infallible {
+async fn work(mut half: Half, desk: Rc<Desk>) -> Infallible {
     loop {
         // Whoever hands an order in polls right after: no waker is needed.
         let (buf, most) = poll_fn(|_| desk.order.take().map_or(Poll::Pending, Poll::Ready)).await;
-        desk.done.set(Some(reader.read_some(buf, most).await));
+        desk.done.set(Some(half.read(buf, most).await));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream as Peer};
+    use std::time::Duration;
+
+    use monoio::net::TcpStream;
+    use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+    use super::super::buffers::Buffers;
+    use super::super::socket::{Reader, Socket};
+    use super::super::watch::Side;
+    use super::*;
+
+    /// Runs `check` with a connection and its other end, on each driver.
+    fn on_both(check: impl AsyncFn(Socket, Peer)) {
+        let main = async || {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+            let stream = TcpStream::connect_addr(listener.local_addr().expect("bound")).await.expect("a listener");
+            let peer = listener.accept().expect("a connection").0;
+            peer.set_read_timeout(Some(Duration::from_secs(10))).expect("an option");
+            check(Socket::tcp(stream, &Rc::default(), Side::Upstream), peer).await;
+        };
+        RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().expect("epoll").block_on(main());
+        RuntimeBuilder::<IoUringDriver>::new().enable_timer().build().expect("io_uring").block_on(main());
+    }
+
+    /// Lets the driver be asked.
+    async fn turn() {
+        monoio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn until_not_quiet(socket: &mut Socket) {
+        for _ in 0..10_000 {
+            if !socket.is_quiet() {
+                return;
+            }
+            turn().await;
+        }
+        panic!("what came was not noticed");
+    }
+
+    fn begin(socket: &mut Socket, buffers: &Buffers) {
+        let (buf, place) = buffers.ahead().expect("a place");
+        socket.reader.read_ahead(buf, place);
+    }
+
+    async fn end(reader: &mut Reader) -> Vec<u8> {
+        let (result, buf) = reader.read_on(|| panic!("a read has begun")).await;
+        assert_eq!(result.expect("open"), buf.len());
+        buf
+    }
+
+    #[test]
+    fn what_comes_is_noticed_and_kept() {
+        on_both(async |mut socket, mut peer| {
+            let buffers = Buffers::new(1);
+            begin(&mut socket, &buffers);
+            turn().await;
+            assert!(socket.is_quiet());
+            peer.write_all(b"one").expect("open");
+            until_not_quiet(&mut socket).await;
+            assert_eq!(end(&mut socket.reader).await, b"one");
+
+            // Whoever waits is woken, though somebody else began.
+            begin(&mut socket, &buffers);
+            turn().await;
+            let says = std::thread::spawn(move || peer.write_all(b"two").map(|()| peer));
+            assert_eq!(end(&mut socket.reader).await, b"two");
+            let mut peer = says.join().expect("no panic").expect("open");
+
+            // The usual way to read goes on.
+            peer.write_all(b"three").expect("open");
+            let (result, buf) = socket.reader.read_some(Vec::with_capacity(16), 3).await;
+            assert_eq!((result.expect("open"), &buf[..]), (3, &b"thr"[..]));
+            let (result, buf) = socket.reader.read(buf).await;
+            assert_eq!((result.expect("open"), &buf[..]), (2, &b"three"[..]));
+        });
+    }
+
+    #[test]
+    fn a_close_is_noticed() {
+        on_both(async |mut socket, peer| {
+            begin(&mut socket, &Buffers::new(1));
+            drop(peer);
+            until_not_quiet(&mut socket).await;
+            assert_eq!(end(&mut socket.reader).await, b"");
+        });
+    }
+
+    #[test]
+    fn a_connection_that_reads_can_be_closed() {
+        on_both(async |mut socket, mut peer| {
+            begin(&mut socket, &Buffers::new(1));
+            turn().await;
+            drop(socket);
+            turn().await;
+            assert_eq!(peer.read(&mut [0]).expect("an orderly end"), 0);
+        });
     }
 }

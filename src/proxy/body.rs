@@ -216,13 +216,20 @@ pub struct Download<'a> {
 impl Download<'_> {
     /// Sends the head, and with it what of the body came with the upstream's head, which ends at `at` in `inbound`; then
     /// passes on the rest.
+    ///
+    /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
     pub async fn run(mut self, mut inbound: Vec<u8>, at: usize) -> Result<Ended, Failure> {
+        // Backends send bodies that may not be there, after HEAD or with 304: such a connection is looked at before its next use.
+        let may_read_ahead = !self.decoder.is_done();
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
         let mut left_over = at + decoded.consumed < inbound.len();
         let first = &inbound[at..at + decoded.data];
         self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
         self.tx.bytes_out += decoded.data as u64;
         self.tx.answer_begun = true;
+        if may_read_ahead {
+            self.read_ahead(left_over);
+        }
         upstream::pass(self.tx, self.to, self.to_watch).await?;
 
         let idle_body =
@@ -256,6 +263,7 @@ impl Download<'_> {
             self.tx.bytes_out += decoded.data as u64;
             let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
             let end = buf.len();
+            self.read_ahead(left_over);
             let patience = self.tx.worker.patience(self.to_watch, idle_body);
             let (result, written) = self.to.write(buf, start, end, patience).await;
             buf = written;
@@ -271,6 +279,17 @@ impl Download<'_> {
             self.tx.worker.buffers.give(buf);
         }
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
+    }
+
+    /// Begins to read the connection's next answer, if it will have one and all of this one is there.
+    fn read_ahead(&mut self, left_over: bool) {
+        if self.decoder.is_done()
+            && self.upstream_persistent
+            && !left_over
+            && let Some((buf, place)) = self.tx.worker.buffers.ahead()
+        {
+            self.from.read_ahead(buf, place);
+        }
     }
 
     /// Whether the end of the upstream's stream is the gateway's own doing.

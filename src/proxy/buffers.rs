@@ -3,6 +3,7 @@
 //! A buffer that a dropped operation takes along is not lost, only freed; the pool makes another one.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// What an idle connection reads into once [`IDLE_FULL_MAX`] others already wait with a whole buffer.
 const SMALL_BYTES: usize = 512;
@@ -28,6 +29,10 @@ const FREE_MAX: usize = 1024;
 /// Free large buffers kept for reuse: 4 MiB.
 const LARGE_FREE_MAX: usize = 64;
 
+/// So many idle upstream connections of a worker may read ahead, 4 MiB of buffers; the others are asked whether they are good
+/// before they are used. Well below the entries of a ring, all of which may have to be cancelled at once.
+const AHEAD_MAX: usize = 256;
+
 /// The free buffers of a worker.
 #[derive(Debug)]
 pub struct Buffers {
@@ -38,6 +43,17 @@ pub struct Buffers {
     large: RefCell<Vec<Vec<u8>>>,
     idle_full: Cell<usize>,
     idle_small: Cell<usize>,
+    ahead: Rc<Cell<usize>>,
+}
+
+/// One of the places of those that read ahead; free again when it is dropped.
+#[derive(Debug)]
+pub struct Place(Rc<Cell<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Buffers {
@@ -51,6 +67,7 @@ impl Buffers {
             large: RefCell::default(),
             idle_full: Cell::new(0),
             idle_small: Cell::new(0),
+            ahead: Rc::default(),
         }
     }
 
@@ -103,6 +120,15 @@ impl Buffers {
         take(&self.head, self.head_bytes)
     }
 
+    /// A buffer to read ahead into, with a place for it; `None` when all are taken.
+    pub fn ahead(&self) -> Option<(Vec<u8>, Place)> {
+        let taken = self.ahead.get();
+        (taken < AHEAD_MAX).then(|| {
+            self.ahead.set(taken + 1);
+            (self.head(), Place(Rc::clone(&self.ahead)))
+        })
+    }
+
     /// A buffer for a long body.
     pub fn large(&self) -> Vec<u8> {
         take(&self.large, LARGE_BYTES)
@@ -128,4 +154,20 @@ impl Buffers {
 
 fn take(shelf: &RefCell<Vec<Vec<u8>>>, bytes: usize) -> Vec<u8> {
     shelf.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_to_read_ahead_are_bounded_and_come_back() {
+        let buffers = Buffers::new(1);
+        let mut lent: Vec<_> = std::iter::from_fn(|| buffers.ahead()).take(2 * AHEAD_MAX).collect();
+        assert_eq!(lent.len(), AHEAD_MAX);
+        lent.pop();
+        assert!(buffers.ahead().is_some());
+        drop(lent);
+        assert_eq!(std::iter::from_fn(|| buffers.ahead().map(|_| ())).take(AHEAD_MAX + 1).count(), AHEAD_MAX + 1);
+    }
 }

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use super::buffers::Buffers;
 use super::socket::Socket;
 use super::watch::Millis;
 use crate::snapshot::EndpointId;
@@ -16,9 +15,6 @@ use crate::traffic::outlier::OutlierRecord;
 
 /// The most idle connections that a worker keeps to an endpoint.
 pub const IDLE_MAX: usize = 512;
-
-/// How many of those that lie idle at most read ahead, which takes a buffer each.
-const AHEAD_MAX: usize = 128;
 
 /// A worker's side of an endpoint: what outlives a snapshot.
 #[derive(Debug, Default)]
@@ -44,17 +40,16 @@ struct Idle {
 impl EndpointState {
     /// The connection that was used last, if any is idle.
     pub fn take(&self) -> Option<Socket> {
-        Some(self.idle.borrow_mut().pop()?.socket)
+        let mut socket = self.idle.borrow_mut().pop()?.socket;
+        socket.reader.in_use();
+        Some(socket)
     }
 
-    /// Keeps a connection whose exchange was complete and clean. It reads ahead into a buffer of `buffers`.
-    pub fn give(&self, mut socket: Socket, buffers: &Buffers, now: Millis) {
+    /// Keeps a connection whose exchange was complete and clean.
+    pub fn give(&self, socket: Socket, now: Millis) {
         socket.watch.read_done();
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX && !self.retired.get() {
-            if idle.len() < AHEAD_MAX {
-                socket.reader.read_ahead(buffers.head());
-            }
             idle.push(Idle { socket, since: now });
         }
     }

@@ -36,10 +36,10 @@ const CUT_TICKS: u32 = 10;
 /// How long the first client waits for the first connection to Redis, at most.
 const REDIS_CONNECT_MAX: Duration = Duration::from_secs(1);
 
-/// A name for a set of ring flags, and what sets them.
 /// What `/health` and the metrics call the driver.
 pub const IO_URING: &str = "io_uring";
 
+/// A name for a set of ring flags, and what sets them.
 type Rung = (&'static str, fn(&mut io_uring::Builder));
 
 /// The flag sets that are tried, best first, with the kernels that have them. The default flags cost a quarter more per

@@ -1,9 +1,9 @@
 //! A stream socket, TCP or Unix, whose two directions are used apart; and the few questions asked of a bare descriptor.
 //!
 //! Reads and writes own their buffer while the kernel has it (monoio's rent model): it comes back with the result. A future
-//! that is dropped takes its buffer along, and whatever it would have read is lost; so is the connection, then.
+//! that is dropped takes its buffer along, and whatever it would have read is lost; so is the connection, then. An upstream's
+//! reads go on without whoever began them, see [`super::ahead`].
 
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
@@ -15,7 +15,8 @@ use monoio::io::{
 };
 use monoio::net::{TcpStream, UnixStream};
 
-use super::ahead::{Ahead, Read};
+use super::ahead::Ahead;
+use super::buffers::Place;
 use super::watch::{Patience, Registry, Side, Watched};
 
 /// A connected stream.
@@ -30,14 +31,23 @@ pub struct Socket {
     fd: RawFd,
 }
 
+/// What a read ends with: its result, and the buffer that was lent to it.
+pub type Filled = (io::Result<usize>, Vec<u8>);
+
 /// The receiving direction.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum Reader {
+    Client(Half),
+    Upstream(Ahead),
+}
+
+/// A stream's receiving half.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Half {
     Tcp(OwnedReadHalf<TcpStream>),
     Unix(OwnedReadHalf<UnixStream>),
-    /// An upstream's, of either kind.
-    Ahead(Ahead),
 }
 
 /// The sending direction.
@@ -53,29 +63,29 @@ impl Socket {
     pub fn tcp(stream: TcpStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket::new(fd, Reader::Tcp(reader), Writer::Tcp(writer), registry, side)
+        Socket::new(fd, Half::Tcp(reader), Writer::Tcp(writer), registry, side)
     }
 
     /// A Unix stream.
     pub fn unix(stream: UnixStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket::new(fd, Reader::Unix(reader), Writer::Unix(writer), registry, side)
+        Socket::new(fd, Half::Unix(reader), Writer::Unix(writer), registry, side)
     }
 
-    fn new(fd: RawFd, reader: Reader, writer: Writer, registry: &Rc<Registry>, side: Side) -> Socket {
+    fn new(fd: RawFd, half: Half, writer: Writer, registry: &Rc<Registry>, side: Side) -> Socket {
         let reader = match side {
-            Side::Client => reader,
-            Side::Upstream => Reader::Ahead(Ahead::new(reader)),
+            Side::Client => Reader::Client(half),
+            Side::Upstream => Reader::Upstream(Ahead::new(half)),
         };
         Socket { watch: Watched::new(registry, fd, side), reader, writer, fd }
     }
 
-    /// Whether an idle connection is still good: open, and nothing to be read from it. A read that is under way knows without a
+    /// Whether an idle connection is still good: open, and nothing to be read from it. One that reads ahead knows without a
     /// system call, as of the last time that the driver was asked.
     pub fn is_quiet(&mut self) -> bool {
-        if let Reader::Ahead(ahead) = &mut self.reader
-            && ahead.is_reading()
+        if let Reader::Upstream(ahead) = &mut self.reader
+            && ahead.has_begun()
         {
             return ahead.is_pending();
         }
@@ -111,42 +121,73 @@ impl Socket {
 
 impl Reader {
     /// Appends what comes to `buf`, up to its capacity, which must have room; 0 is the end of the stream.
-    pub fn read(&mut self, buf: Vec<u8>) -> impl Future<Output = Read> {
+    pub fn read(&mut self, buf: Vec<u8>) -> impl Future<Output = Filled> {
         let room = buf.capacity() - buf.len();
         self.read_some(buf, room)
     }
 
     /// The same, at most `most` bytes.
-    pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Read> {
-        // Put together rather than awaited: an async function holds what it is given twice, and every waiting connection
-        // holds one of these.
+    pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
         match self {
-            Reader::Tcp(half) => half.read(room(buf, most)).map(filled).left_future().left_future(),
-            Reader::Unix(half) => half.read(room(buf, most)).map(filled).right_future().left_future(),
-            Reader::Ahead(ahead) => {
-                ahead.begin(buf, most);
-                poll_fn(|cx| ahead.poll(cx)).right_future()
-            }
+            Reader::Client(half) => half.read(buf, most).left_future(),
+            Reader::Upstream(ahead) => ahead.read(buf, most).right_future(),
         }
     }
 
-    /// Begins the read of the next answer on an upstream connection that has none under way, for [`Reader::read_on`].
-    pub fn read_ahead(&mut self, buf: Vec<u8>) {
-        if let Reader::Ahead(ahead) = self {
-            let most = buf.capacity() - buf.len();
-            ahead.begin(buf, most);
-            // Hands it to the kernel.
-            ahead.is_pending();
+    /// The same as [`Reader::read_some`], but it can be cancelled without losing a byte: it then ends with an error, unless
+    /// something had come before.
+    pub async fn read_some_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Filled {
+        match self {
+            Reader::Client(half) => half.read_cancelable(buf, most, handle).await,
+            // It goes on, and is found by the next one.
+            Reader::Upstream(ahead) => ahead.read(buf, most).await,
         }
     }
 
-    /// What the read brings that [`Reader::read_ahead`] began; otherwise the same as [`Reader::read`], into a buffer that `lend`
-    /// gives.
-    pub async fn read_on(&mut self, lend: impl FnOnce() -> Vec<u8>) -> Read {
+    /// Begins an upstream's next answer, for [`Reader::read_on`].
+    pub fn read_ahead(&mut self, buf: Vec<u8>, place: Place) {
         match self {
-            Reader::Ahead(ahead) if ahead.is_reading() => poll_fn(|cx| ahead.poll(cx)).await,
+            Reader::Client(_) => unreachable!("a client is read when it is its turn"),
+            Reader::Upstream(ahead) => ahead.begin(buf, place),
+        }
+    }
+
+    /// What the read brings that [`Reader::read_ahead`] began; otherwise the same as [`Reader::read`], into the buffer that
+    /// `lend` gives.
+    pub async fn read_on(&mut self, lend: impl FnOnce() -> Vec<u8>) -> Filled {
+        match self {
+            Reader::Upstream(ahead) if ahead.has_begun() => ahead.end().await,
             reader => reader.read(lend()).await,
         }
+    }
+
+    /// A connection that was idle serves a request.
+    pub fn in_use(&mut self) {
+        if let Reader::Upstream(ahead) = self {
+            ahead.in_use();
+        }
+    }
+}
+
+impl Half {
+    /// See [`Reader::read_some`].
+    pub fn read(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
+        let room = room(buf, most);
+        // Put together rather than awaited: an async function holds what it is given twice, and every waiting connection
+        // holds one of these.
+        let read = match self {
+            Half::Tcp(half) => half.read(room).left_future(),
+            Half::Unix(half) => half.read(room).right_future(),
+        };
+        read.map(filled)
+    }
+
+    async fn read_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Filled {
+        let room = room(buf, most);
+        filled(match self {
+            Half::Tcp(half) => half.cancelable_read(room, handle).await,
+            Half::Unix(half) => half.cancelable_read(room, handle).await,
+        })
     }
 }
 
@@ -158,21 +199,8 @@ fn room(buf: Vec<u8>, most: usize) -> SliceMut<Vec<u8>> {
     buf.slice_mut(start..end)
 }
 
-fn filled((result, slice): (io::Result<usize>, SliceMut<Vec<u8>>)) -> Read {
+fn filled((result, slice): (io::Result<usize>, SliceMut<Vec<u8>>)) -> Filled {
     (result, slice.into_inner())
-}
-
-impl Reader {
-    /// The same as [`Reader::read_some`], but it can be cancelled without losing a byte: it then ends with an error, unless
-    /// something had come before.
-    pub async fn read_some_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Read {
-        match self {
-            Reader::Tcp(half) => filled(half.cancelable_read(room(buf, most), handle).await),
-            Reader::Unix(half) => filled(half.cancelable_read(room(buf, most), handle).await),
-            // An upstream's reads end with its connection.
-            Reader::Ahead(_) => self.read_some(buf, most).await,
-        }
-    }
 }
 
 impl Writer {

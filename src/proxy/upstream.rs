@@ -359,7 +359,7 @@ async fn receive_from(
             // How long the client took to send its body is no time of the endpoint's.
             tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
             let Some(answer) = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)? else {
-                tx.scratch.inbound = inbound;
+                tx.worker.buffers.give(inbound);
                 return Err(Failure::UpstreamStatus);
             };
             if answer.is_final() {
@@ -502,13 +502,11 @@ pub async fn pass(tx: &mut Transaction, writer: &mut Writer, watch: &Watched) ->
 }
 
 /// Keeps the connection for the next request, unless a drain makes that one unlikely.
-fn give_back(tx: &mut Transaction, upstream: Socket) {
-    // It is the next one that is read into.
-    tx.worker.buffers.give(take(&mut tx.scratch.inbound));
+fn give_back(tx: &Transaction, upstream: Socket) {
     if let Some((_, state)) = tx.endpoint_state()
         && !tx.worker.is_draining()
     {
-        state.give(upstream, &tx.worker.buffers, tx.worker.now());
+        state.give(upstream, tx.worker.now());
     }
 }
 

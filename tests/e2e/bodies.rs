@@ -344,7 +344,7 @@ fn an_answer_before_the_body_is_through_stops_the_upload() {
     let mut client = gateway.connect();
     client.send(format!("POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n"));
     let mut receiver = client.sender();
-    let sending = thread::spawn(move || send_pattern(false, |piece| client.try_send(piece)));
+    let sending = thread::spawn(move || send_pattern(LARGE, false, |piece| client.try_send(piece)));
     let answer = receiver.response();
     assert_eq!((answer.status, answer.text().as_str()), (413, "no"));
     assert!(receiver.stream.read(&mut [0; 16]).map_or(true, |read| read == 0));

@@ -195,6 +195,33 @@ fn a_body_sent_with_head_does_not_poison_the_next_answer() {
 }
 
 #[test]
+fn a_body_that_comes_late_after_head_does_not_either() {
+    let late = Arc::new(AtomicUsize::new(0));
+    let said = Arc::clone(&late);
+    let backend = Backend::start(move |connection| {
+        loop {
+            let request = connection.request()?;
+            connection.send("HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n")?;
+            connection.send("HTTP/1.1 200 Evil\r\n\r\n__________")?;
+            if request.line().starts_with("HEAD") {
+                said.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let gateway = Gateway::start(&service("a", &[backend.url()], ""));
+    let mut client = gateway.connect();
+    for index in 1..=100 {
+        client.send("HEAD /a HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(client.head_response().head.starts_with("HTTP/1.1 200 OK\r\n"));
+        until("the backend has said it", || late.load(Ordering::SeqCst) == index);
+        client.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
+        let response = client.response();
+        assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{response:?}");
+        assert_eq!(response.body.len(), 30);
+    }
+}
+
+#[test]
 fn a_service_has_its_own_limits_and_timeouts() {
     let long_head = Backend::start(|connection| {
         loop {
