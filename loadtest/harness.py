@@ -141,7 +141,7 @@ class Bench(contextlib.ExitStack):
         wait_for_port(port)
         return port
 
-    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1", under=()):
+    def ringway(self, endpoint, tables="", name="ringway", policy=OPEN, server="workers = 1", under=(), binary=BINARY):
         """ringway with one worker, or as `server` says, its service under `policy`, started by the command `under`; returns (port, process)."""
         path = self.write(f"{name}.toml", f"""
 [server]
@@ -156,7 +156,7 @@ endpoints = ["{endpoint}"]
 [services.bench.limits]
 body_bytes = 0
 """)
-        process = self.start([*under, BINARY, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
+        process = self.start([*under, binary, "run", "--config", path], PROXY_CORE, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True)
         said = ""
         for line in process.stderr:
@@ -231,7 +231,7 @@ def wrk(bench, port, connections, seconds, path="/api/x", headers=(), script="",
     """One round of wrk on the load core, with `script` as its Lua."""
     extra = [part for header in headers for part in ("-H", header)]
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *extra,
-               "-s", bench.write("wrk.lua", script + SUMMARY), f"http://127.0.0.1:{port}{path}"]
+               "-s", bench.write(f"wrk-{port}.lua", script + SUMMARY), f"http://127.0.0.1:{port}{path}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     if (refused and not may_refuse) or "Socket errors" in output:
