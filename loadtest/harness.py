@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -78,6 +79,8 @@ class Bench(contextlib.ExitStack):
 
     def __enter__(self):
         super().__enter__()
+        # A test that is told to end ends what it has started.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         self.folder = self.enter_context(tempfile.TemporaryDirectory(prefix="ringway-loadtest-"))
         return self
 
