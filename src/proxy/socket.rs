@@ -139,7 +139,7 @@ impl Reader {
     pub async fn read_some_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Filled {
         match self {
             Reader::Client(half) => half.read_cancelable(buf, most, handle).await,
-            // It goes on, and is found by the next one.
+            // Uploads alone are cancelled, and those come from clients.
             Reader::Upstream(ahead) => ahead.read(buf, most).await,
         }
     }
