@@ -226,7 +226,7 @@ fn check(source: &Source) -> ExitCode {
 fn run_demo(port: u16) -> anyhow::Result<()> {
     let backends = demo::start().context("the sample backends did not start")?;
     let mut random = [0; 56];
-    aws_lc_rs::rand::fill(&mut random).context("the system has no randomness")?;
+    getrandom::fill(&mut random).context("the system has no randomness")?;
     let credentials = demo::Credentials::new(random, unix_seconds());
     let toml = demo::config(&backends, &credentials, port);
     let config =
@@ -294,7 +294,7 @@ fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) 
     let limits = SharedLimits::new(config.memory_keys);
     let redis = redis_parts(config, &resolved);
     let mut token_key = [0; 16];
-    aws_lc_rs::rand::fill(&mut token_key).context("the system has no randomness")?;
+    getrandom::fill(&mut token_key).context("the system has no randomness")?;
     let (span_senders, span_receivers) = span_rings(if config.tracing.enabled { workers } else { 0 });
     let mut span_senders = span_senders.into_iter();
     let (started_tx, started) = mpsc::channel();
