@@ -37,9 +37,9 @@ def credentials():
     return f"Authorization: Bearer {token('alice')}", f"Origin: {ORIGIN}"
 
 
-def redis_table(redis, prefix):
+def redis_table(redis, prefix, timeout="1s"):
     """ringway's limits are counted in Redis."""
-    return f'[redis]\nurl = "redis://127.0.0.1:{redis}"\nprefix = "{prefix}"\ntimeout = "1s"\n'
+    return f'[redis]\nurl = "redis://127.0.0.1:{redis}"\nprefix = "{prefix}"\ntimeout = "{timeout}"\n'
 
 
 def ringway(bench, backend, tables="", **options):
@@ -49,6 +49,14 @@ def ringway(bench, backend, tables="", **options):
 def ringway_bare(bench, backend):
     """Counted and not logged, as the others run."""
     return ringway(bench, backend, NO_LOG, name="bare")
+
+
+PGO = "ringway, bare, PGO"
+
+
+def ringway_pgo(bench, backend):
+    """The same, built by loadtest/pgo."""
+    return ringway(bench, backend, NO_LOG, name="pgo", binary=os.path.join(ROOT, "target", "pgo", "ringway"))
 
 
 def ringway_quiet(bench, backend):
