@@ -267,8 +267,7 @@ impl Worker {
     fn answer(&mut self, asked: &RequestHead<'_>, known: &mut Known, inbound: &mut [u8]) {
         let loaded = Rc::clone(&self.loaded);
         let (service, state) = (&loaded.snapshot.services[known.service], &loaded.services[known.service]);
-        let limits = service.limits.clone();
-        let end = response::find_end(inbound, &mut HeadScan::default(), &limits).expect("fine").expect("whole");
+        let end = response::find_end(inbound, &mut HeadScan::default(), &service.limits).expect("fine").expect("whole");
         let (bytes, body) = inbound.split_at_mut(end);
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let asked = Asked { method: asked.method, upgrade: asked.upgrade };

@@ -35,24 +35,24 @@ impl Health {
 }
 
 /// Answers with a problem.
-pub async fn problem(tx: &mut Transaction, client: &mut Client, problem: &Problem) -> Next {
+pub async fn problem(tx: &mut Transaction<'_>, client: &mut Client, problem: &Problem) -> Next {
     tx.error.get_or_insert(problem.reason);
     send(tx, client, problem.status, |to, out| problem::write(problem, to, out)).await
 }
 
 /// Answers `OPTIONS *`, which asks about the gateway as a whole (RFC 9110, section 9.3.7).
-pub async fn options(tx: &mut Transaction, client: &mut Client) -> Next {
+pub async fn options(tx: &mut Transaction<'_>, client: &mut Client) -> Next {
     const ALLOW: &[u8] = b"Allow: GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS\r\n";
     send(tx, client, 204, |to, out| problem::write_answer(204, b"", ALLOW, b"", to, out)).await
 }
 
 /// Answers a preflight; what it is told stands among the answer's fields already.
-pub async fn preflight(tx: &mut Transaction, client: &mut Client) -> Next {
+pub async fn preflight(tx: &mut Transaction<'_>, client: &mut Client) -> Next {
     send(tx, client, 204, |to, out| problem::write_answer(204, b"", b"", b"", to, out)).await
 }
 
 /// Answers one of the health endpoints.
-pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) -> Next {
+pub async fn health(tx: &mut Transaction<'_>, client: &mut Client, which: Health) -> Next {
     let worker = &tx.worker;
     // Where another process accepts from the same sockets, it is not the service that goes down.
     let phase = if worker.seam.is_handed_over() { Phase::Serving } else { worker.seam.phase() };
@@ -65,7 +65,9 @@ pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) ->
         (_, Phase::Serving) => "starting",
         _ => "draining",
     };
-    let mut body = Vec::with_capacity(256);
+    // The path has been read.
+    let mut body = std::mem::take(&mut tx.scratch.path);
+    body.clear();
     body.extend_from_slice(br#"{"status":""#);
     body.extend_from_slice(word.as_bytes());
     body.push(b'"');
@@ -78,12 +80,16 @@ pub async fn health(tx: &mut Transaction, client: &mut Client, which: Health) ->
         push_decimal(worker.connections().into(), &mut body);
     }
     body.extend_from_slice(b"}\n");
-    send(tx, client, status, |to, out| problem::write_answer(status, b"application/json", b"", &body, to, out)).await
+    let next =
+        send(tx, client, status, |to, out| problem::write_answer(status, b"application/json", b"", &body, to, out))
+            .await;
+    tx.scratch.path = body;
+    next
 }
 
 /// Sends an answer. `render` writes it, and says how many bytes of body it has.
 async fn send(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     status: u16,
     render: impl FnOnce(&Addressee<'_>, &mut Vec<u8>) -> usize,

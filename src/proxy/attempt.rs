@@ -13,7 +13,7 @@ use super::upstream::Plan;
 use super::watch::{Millis, TICK, Watched};
 use crate::http::problem::Problem;
 use crate::http::request;
-use crate::snapshot::{Phase, ServiceKind, Timeouts};
+use crate::snapshot::{Phase, ServiceKind};
 use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::{BreakerState, Permit, Verdict};
 use crate::traffic::retry::{self, ATTEMPTS_MAX};
@@ -21,9 +21,8 @@ use crate::traffic::retry::{self, ATTEMPTS_MAX};
 /// What a request remembers of its tries.
 #[derive(Debug, Default)]
 pub struct Tries {
-    /// The tries that failed: the endpoint's index, and why.
-    failed: [(u16, &'static str); ATTEMPTS_MAX as usize],
-    failures: u8,
+    /// The tries that failed, [`ATTEMPTS_MAX`] at most: the endpoint's index, and why. Most requests have none.
+    failed: Vec<(u16, &'static str)>,
     /// When the try under way began, where that was later than the request.
     pub begun: Option<Instant>,
     /// When the last answer is due, whatever the number of tries.
@@ -35,22 +34,25 @@ pub struct Tries {
 impl Tries {
     /// The endpoints that failed, by their index, and why, in their order.
     pub fn failed(&self) -> &[(u16, &'static str)] {
-        &self.failed[..usize::from(self.failures)]
+        &self.failed
+    }
+
+    fn failures(&self) -> u8 {
+        self.failed.len() as u8
     }
 
     /// The number of the retry under way, from 0: the try that it follows has been noted.
     fn retry(&self) -> u8 {
-        self.failures.saturating_sub(1)
+        self.failures().saturating_sub(1)
     }
 
     fn has_tried(&self, endpoint: usize) -> bool {
-        self.failed().iter().any(|&(tried, _)| usize::from(tried) == endpoint)
+        self.failed.iter().any(|&(tried, _)| usize::from(tried) == endpoint)
     }
 
     fn note(&mut self, endpoint: usize, why: &'static str) {
-        if let Some(slot) = self.failed.get_mut(usize::from(self.failures)) {
-            *slot = (endpoint as u16, why);
-            self.failures += 1;
+        if self.failures() < ATTEMPTS_MAX {
+            self.failed.push((endpoint as u16, why));
         }
     }
 }
@@ -70,7 +72,7 @@ pub enum Progress {
 ///
 /// # Errors
 /// 503: no endpoint is healthy, or the breakers of all that are refuse.
-pub fn choose(tx: &mut Transaction) -> Result<usize, Problem> {
+pub fn choose(tx: &mut Transaction<'_>) -> Result<usize, Problem> {
     let now = tx.started();
     let Some(chosen) = pick(tx, now) else { return Err(refusal(tx, now)) };
     let loaded = Rc::clone(&tx.loaded);
@@ -87,7 +89,7 @@ pub fn choose(tx: &mut Transaction) -> Result<usize, Problem> {
 /// # Errors
 /// The pause was cut short: the client has left, or the drain's time is over.
 pub async fn again(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &Watched,
     plan: &Plan,
     failure: Failure,
@@ -112,7 +114,7 @@ pub async fn again(
 }
 
 /// The same for an answer with `status` that has come and has not been passed on: whether it is left where it is.
-pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress: Progress) -> bool {
+pub fn again_for_status(tx: &mut Transaction<'_>, plan: &Plan, status: u16, progress: Progress) -> bool {
     let (endpoint, verdict) = match tx.service() {
         Some((service, _)) if service.retry.is_retried(status) => {
             // That another endpoint may do better is no reason to doubt this one, unless its breaker's rules say so.
@@ -133,7 +135,7 @@ pub fn again_for_status(tx: &mut Transaction, plan: &Plan, status: u16, progress
 
 /// Moves the request on to another endpoint, if it may be sent again and there is one; the present one's breaker is told
 /// `verdict`, the log `why`.
-fn prepare(tx: &mut Transaction, plan: &Plan, verdict: Verdict, why: &'static str, progress: Progress) -> bool {
+fn prepare(tx: &mut Transaction<'_>, plan: &Plan, verdict: Verdict, why: &'static str, progress: Progress) -> bool {
     let loaded = Rc::clone(&tx.loaded);
     let (Some(index), Some(current)) = (tx.service_index(), tx.endpoint_index()) else { return false };
     let (service, state) = (&loaded.snapshot.services[index], &loaded.services[index]);
@@ -160,7 +162,7 @@ fn prepare(tx: &mut Transaction, plan: &Plan, verdict: Verdict, why: &'static st
 }
 
 /// Whether there may be another try after this one.
-pub fn may_repeat(tx: &Transaction, plan: &Plan, progress: Progress) -> bool {
+pub fn may_repeat(tx: &Transaction<'_>, plan: &Plan, progress: Progress) -> bool {
     let Some((service, _)) = tx.service() else { return false };
     let settings = &service.retry.settings;
     let is_safe = match progress {
@@ -168,13 +170,14 @@ pub fn may_repeat(tx: &Transaction, plan: &Plan, progress: Progress) -> bool {
         Progress::AtHand => plan.is_idempotent,
         Progress::Gone => false,
     };
-    settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures + 1 < settings.attempts
+    settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures() + 1 < settings.attempts
 }
 
 /// When the head of the answer is due, and by which rule. A try that another may follow gets `retry.try_timeout`; and all of
 /// them together no more time than one alone would get.
-pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> (Millis, Deadline) {
-    let last = *tx.tries.due.get_or_insert(tx.worker.after(timeouts.response_header));
+pub fn answer_due(tx: &mut Transaction<'_>, plan: &Plan) -> (Millis, Deadline) {
+    let due = tx.worker.after(tx.timeouts().response_header);
+    let last = *tx.tries.due.get_or_insert(due);
     let try_timeout = tx.service().and_then(|(service, _)| service.retry.try_timeout);
     match try_timeout {
         Some(timeout) if tx.worker.after(timeout) < last && may_repeat(tx, plan, Progress::AtHand) && has_other(tx) => {
@@ -185,7 +188,7 @@ pub fn answer_due(tx: &mut Transaction, plan: &Plan, timeouts: &Timeouts) -> (Mi
 }
 
 /// Whether there is an endpoint that was not tried yet, and is healthy.
-fn has_other(tx: &Transaction) -> bool {
+fn has_other(tx: &Transaction<'_>) -> bool {
     let Some((service, state)) = tx.service() else { return false };
     let is_other = |index| tx.endpoint_index() != Some(index) && !tx.tries.has_tried(index);
     (0..service.endpoints.len()).any(|index| is_other(index) && state.standing.is_usable(index))
@@ -193,7 +196,7 @@ fn has_other(tx: &Transaction) -> bool {
 
 /// The balancer's choice among the endpoints that are healthy, not refused by their breakers, and not tried yet. An outlier
 /// is better than nobody.
-fn pick(tx: &Transaction, now: Instant) -> Option<usize> {
+fn pick(tx: &Transaction<'_>, now: Instant) -> Option<usize> {
     let (service, state) = tx.service()?;
     let settings = &service.breaker.settings;
     let usable = |index: usize| {
@@ -214,7 +217,7 @@ fn pick(tx: &Transaction, now: Instant) -> Option<usize> {
 }
 
 /// Takes the request to the endpoint.
-fn enter(tx: &mut Transaction, chosen: usize, now: Instant) {
+fn enter(tx: &mut Transaction<'_>, chosen: usize, now: Instant) {
     tx.enter_endpoint(chosen);
     let Some((service, state)) = tx.service() else { return };
     let mut breaker = state.endpoints[chosen].breaker.borrow_mut();
@@ -227,7 +230,7 @@ fn enter(tx: &mut Transaction, chosen: usize, now: Instant) {
 }
 
 /// Why no endpoint could be chosen.
-fn refusal(tx: &mut Transaction, now: Instant) -> Problem {
+fn refusal(tx: &mut Transaction<'_>, now: Instant) -> Problem {
     let retry_at = tx.service().and_then(|(_, state)| {
         let usable = (0..state.endpoints.len()).filter(|&index| state.standing.is_usable(index));
         usable.filter_map(|index| state.endpoints[index].breaker.borrow().retry_at(now)).min()
@@ -240,7 +243,7 @@ fn refusal(tx: &mut Transaction, now: Instant) -> Problem {
 }
 
 /// Waits, unless there is nobody to wait for.
-async fn wait(tx: &Transaction, client: &Watched, time: Duration) -> Result<(), Failure> {
+async fn wait(tx: &Transaction<'_>, client: &Watched, time: Duration) -> Result<(), Failure> {
     client.wait_for(None, tx.worker.now());
     let mut left = time;
     while !left.is_zero() {
@@ -258,7 +261,7 @@ async fn wait(tx: &Transaction, client: &Watched, time: Duration) -> Result<(), 
 }
 
 /// Whether the request may have to be sent again, so that its body is worth gathering.
-pub fn is_worth_gathering(tx: &Transaction, plan: &Plan, length: u64) -> bool {
+pub fn is_worth_gathering(tx: &Transaction<'_>, plan: &Plan, length: u64) -> bool {
     let Some((service, _)) = tx.service() else { return false };
     service.kind == ServiceKind::Backend
         && service.endpoints.len() > 1

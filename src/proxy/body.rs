@@ -165,12 +165,12 @@ impl Upload<'_> {
 
 /// Reads the rest of a counted body, `length` bytes, to where the request stands in the scratch's `out`.
 pub async fn gather(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     decoder: &mut Decoder,
     length: usize,
 ) -> Result<(), Failure> {
-    let idle_body = tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
+    let idle_body = tx.timeouts().idle_body;
     let Socket { reader, watch, .. } = &mut client.socket;
     tx.scratch.out.reserve(length);
     let mut left = length;
@@ -192,9 +192,9 @@ pub async fn gather(
 
 /// The answer's body, from upstream to client.
 #[derive(Debug)]
-pub struct Download<'a> {
+pub struct Download<'a, 's> {
     /// The request's record; the client's head stands in its scratch's `out`.
-    pub tx: &'a mut Transaction,
+    pub tx: &'a mut Transaction<'s>,
     /// The upstream.
     pub from: &'a mut Reader,
     /// The upstream's deadlines.
@@ -213,7 +213,7 @@ pub struct Download<'a> {
     pub upstream_persistent: bool,
 }
 
-impl Download<'_> {
+impl Download<'_, '_> {
     /// Sends the head, and with it what of the body came with the upstream's head, which ends at `at` in `inbound`; then
     /// passes on the rest.
     ///
@@ -232,8 +232,7 @@ impl Download<'_> {
         }
         upstream::pass(self.tx, self.to, self.to_watch).await?;
 
-        let idle_body =
-            self.tx.service().map_or(&self.tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
+        let idle_body = self.tx.timeouts().idle_body;
         let mut buf = inbound;
         let mut turns = 0;
         while !self.decoder.is_done() {

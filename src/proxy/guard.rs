@@ -23,21 +23,21 @@ use crate::snapshot::{RateLimit, RateLimitKey, Service};
 use crate::traffic::window::Limit;
 
 /// Tells the page that asks whether it may; whether the request is a preflight, which the gateway answers itself.
-pub fn cross_origin(tx: &mut Transaction, cors: Option<&Cors>, head: &RequestHead<'_>) -> bool {
+pub fn cross_origin(tx: &mut Transaction<'_>, cors: Option<&Cors>, head: &RequestHead<'_>) -> bool {
     let Some(cors) = cors else { return false };
     tx.replaces.cors = true;
     render(tx, cors, head.method, head.fields)
 }
 
 /// Tells the page whether it may read why its request was refused before its service was known, by the gateway's own rules.
-pub fn cross_origin_early(tx: &mut Transaction, head: &RequestHead<'_>) {
+pub fn cross_origin_early(tx: &mut Transaction<'_>, head: &RequestHead<'_>) {
     let loaded = Rc::clone(&tx.loaded);
     cross_origin(tx, loaded.snapshot.cors.as_deref(), head);
 }
 
 /// The same for a request whose head, `bytes`, was read and is not served.
 #[cold]
-pub fn cross_origin_refused(tx: &mut Transaction, bytes: &[u8]) {
+pub fn cross_origin_refused(tx: &mut Transaction<'_>, bytes: &[u8]) {
     let loaded = Rc::clone(&tx.loaded);
     let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
     if let Some(cors) = &loaded.snapshot.cors
@@ -47,7 +47,7 @@ pub fn cross_origin_refused(tx: &mut Transaction, bytes: &[u8]) {
     }
 }
 
-fn render(tx: &mut Transaction, cors: &Cors, method: Method, fields: &[httparse::Header<'_>]) -> bool {
+fn render(tx: &mut Transaction<'_>, cors: &Cors, method: Method, fields: &[httparse::Header<'_>]) -> bool {
     let fields = fields.iter().map(|field| (field.name.as_bytes(), field.value));
     let request = CorsRequest::read(method, fields);
     matches!(cors.render(&request, &mut tx.scratch.fields), CorsVerdict::Preflight(_))
@@ -58,7 +58,7 @@ fn render(tx: &mut Transaction, cors: &Cors, method: Method, fields: &[httparse:
 /// # Errors
 /// 400, 401 or 403, with its challenge among the answer's fields; 503 while that cannot be known. 429 where the client's address is over its limit: then
 /// nobody looks at a signature.
-pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<'_>) -> Result<(), Problem> {
+pub fn authenticate(tx: &mut Transaction<'_>, service: &Service, head: &RequestHead<'_>) -> Result<(), Problem> {
     if service.auth == Mode::None {
         return Ok(());
     }
@@ -106,7 +106,7 @@ pub fn authenticate(tx: &mut Transaction, service: &Service, head: &RequestHead<
 ///
 /// # Errors
 /// 429 where one of them is used up.
-pub fn limit(tx: &mut Transaction, service: &Service) -> Result<(), Problem> {
+pub fn limit(tx: &mut Transaction<'_>, service: &Service) -> Result<(), Problem> {
     if service.rate_limits.is_empty() {
         return Ok(());
     }
@@ -134,7 +134,7 @@ pub fn limit(tx: &mut Transaction, service: &Service) -> Result<(), Problem> {
 ///
 /// # Errors
 /// 429 where a limit is used up.
-pub async fn settle(tx: &mut Transaction) -> Result<(), Problem> {
+pub async fn settle(tx: &mut Transaction<'_>) -> Result<(), Problem> {
     let mut held = take(&mut tx.scratch.held);
     let worker = Rc::clone(&tx.worker);
     let denial = worker.limiter.wait(&mut held, || worker.moment(Instant::now())).await;
@@ -151,7 +151,7 @@ pub async fn settle(tx: &mut Transaction) -> Result<(), Problem> {
 }
 
 /// Whom the request counts against.
-fn subject(tx: &Transaction) -> Subject<'_> {
+fn subject<'a>(tx: &'a Transaction<'_>) -> Subject<'a> {
     let address = tx.client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let identity = tx.identity.as_deref();
     Subject {
@@ -165,7 +165,7 @@ fn subject(tx: &Transaction) -> Subject<'_> {
 }
 
 /// Tells the client where it stands.
-fn show(tx: &mut Transaction, service: &Service) {
+fn show(tx: &mut Transaction<'_>, service: &Service) {
     let scratch = &mut tx.scratch;
     let held = &scratch.held;
     let shown = held.iter().filter_map(|entry| {
@@ -178,7 +178,7 @@ fn show(tx: &mut Transaction, service: &Service) {
 }
 
 /// The answer to a request that a limit refuses. It takes the place of one about its credentials.
-fn refuse(tx: &mut Transaction, service: &Service, denial: Denial) -> Problem {
+fn refuse(tx: &mut Transaction<'_>, service: &Service, denial: Denial) -> Problem {
     let rule: &RateLimit = &service.rate_limits[denial.index];
     let limit = rule.quota.of(subject(tx).own);
     let kind = match rule.key {

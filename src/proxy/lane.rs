@@ -2,7 +2,8 @@
 //!
 //! The future of a request takes a few kilobytes, that of a connection which waits for one a few hundred bytes, and most
 //! connections wait. So the former is kept apart: a [`Lane`] is a boxed future that serves one request after another, for
-//! whichever connection borrows it. Nothing is allocated for a request, and an idle connection has no lane.
+//! whichever connection borrows it, in a [`Scratch`] of its own. Nothing is allocated for a request, and an idle connection has
+//! no lane.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -14,6 +15,7 @@ use std::task::Poll;
 
 use super::connection::{Client, Next};
 use super::pipeline;
+use super::transaction::Scratch;
 use super::worker::Worker;
 use crate::http::problem::Problem;
 
@@ -85,10 +87,11 @@ impl Default for Lane {
 }
 
 async fn work(desk: Rc<Desk>) -> Infallible {
+    let mut scratch = Scratch::default();
     loop {
         // Whoever hands a job in polls the lane right after: no waker is needed.
         let mut job = poll_fn(|_| desk.job.take().map_or(Poll::Pending, Poll::Ready)).await;
-        let next = pipeline::serve(&job.worker, &mut job.client, &mut job.buf, job.head).await;
+        let next = pipeline::serve(&job.worker, &mut job.client, &mut job.buf, job.head, &mut scratch).await;
         desk.done.set(Some(Done { client: job.client, buf: job.buf, next }));
     }
 }

@@ -13,7 +13,7 @@ use super::attempt;
 use super::connection::{Client, Next};
 use super::failure::{AMBIGUOUS_PATH, BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ROUTE, OVERLOADED};
 use super::guard;
-use super::transaction::Transaction;
+use super::transaction::{Scratch, Transaction};
 use super::upstream::{self, Plan};
 use super::worker::Worker;
 use crate::http::body::{Decoder, Framing};
@@ -33,15 +33,16 @@ enum Verdict {
     Forward(Plan),
 }
 
-/// Serves the request whose head stands at `head` in `buf`, or whose head was refused. What `buf` holds afterwards is the
-/// next request's.
+/// Serves the request whose head stands at `head` in `buf`, or whose head was refused, in the room of `scratch`, which is clear
+/// before and afterwards. What `buf` holds afterwards is the next request's.
 pub async fn serve(
     worker: &Rc<Worker>,
     client: &mut Client,
     buf: &mut Vec<u8>,
     head: Result<Range<usize>, Problem>,
+    scratch: &mut Scratch,
 ) -> Next {
-    let mut tx = Transaction::begin(worker, client.peer);
+    let mut tx = Transaction::begin(worker, client.peer, scratch);
     let mut verdict = decide(&mut tx, client, buf, head);
     if tx.awaits_ledger
         && let Err(problem) = guard::settle(&mut tx).await
@@ -64,7 +65,12 @@ pub async fn serve(
 }
 
 /// Reads the request and runs it through the stages.
-fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result<Range<usize>, Problem>) -> Verdict {
+fn decide(
+    tx: &mut Transaction<'_>,
+    client: &Client,
+    buf: &mut Vec<u8>,
+    head: Result<Range<usize>, Problem>,
+) -> Verdict {
     let at = match head {
         Ok(at) => at,
         Err(problem) => {
@@ -130,7 +136,7 @@ fn decide(tx: &mut Transaction, client: &Client, buf: &mut Vec<u8>, head: Result
 
 /// The stages proper: route, method, limits, balance, rewrite. The rewritten head is in the scratch's `out` afterwards.
 fn stages(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     head: &RequestHead<'_>,
     peer_is_trusted: bool,
     peer: Option<IpAddr>,
@@ -229,7 +235,7 @@ fn stages(
 }
 
 /// Whether `path`, which leads to the service at `index`, is another service's for a backend that reads it more leniently.
-fn is_ambiguous(tx: &mut Transaction, host: &[u8], path: &[u8], index: usize) -> bool {
+fn is_ambiguous(tx: &mut Transaction<'_>, host: &[u8], path: &[u8], index: usize) -> bool {
     // Nothing has been written to it yet.
     let mut folded = take(&mut tx.scratch.out);
     let routes = &tx.loaded.snapshot.routes;

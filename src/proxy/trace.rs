@@ -12,7 +12,7 @@ use crate::snapshot::EndpointId;
 use crate::telemetry::counters::TraceId;
 use crate::telemetry::spans::SpanId;
 
-impl Transaction {
+impl Transaction<'_> {
     /// Joins the trace that the client named, by the part of its `traceparent` that every version has, or begins one.
     pub(super) fn join_trace(&mut self, known_part: Option<&[u8]>) {
         let out = &mut self.scratch.traceparent;

@@ -17,7 +17,7 @@ use crate::http::response::Replaces;
 use crate::http::trace_context::TRACE_ID;
 use crate::policy::access_log::{AccessRecord, Try};
 use crate::policy::auth::Identity;
-use crate::snapshot::{Endpoint, RouteId, Service};
+use crate::snapshot::{Endpoint, Limits, RouteId, Service, Timeouts};
 use crate::telemetry::spans::SpanRecord;
 use crate::traffic::breaker::{BreakerState, Verdict};
 use crate::traffic::retry::ATTEMPTS_MAX;
@@ -29,7 +29,7 @@ pub struct Scratch {
     pub out: Vec<u8>,
     /// What the upstream sent: a buffer of the worker's, for the time of the exchange.
     pub inbound: Vec<u8>,
-    /// The normalised path, where it differs from the one sent.
+    /// The normalised path, where it differs from the one sent; then the body of an answer about the gateway's health.
     pub path: Vec<u8>,
     /// The method as it was sent.
     pub method: Vec<u8>,
@@ -46,37 +46,33 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    fn texts(&mut self) -> [&mut Vec<u8>; 8] {
+        let Scratch { out, inbound, path, method, target, request_id, traceparent, fields, held: _ } = self;
+        [out, inbound, path, method, target, request_id, traceparent, fields]
+    }
+
     fn clear(&mut self) {
-        for part in [
-            &mut self.out,
-            &mut self.path,
-            &mut self.method,
-            &mut self.target,
-            &mut self.request_id,
-            &mut self.traceparent,
-            &mut self.fields,
-        ] {
-            part.clear();
-        }
+        self.texts().into_iter().for_each(Vec::clear);
         self.held.clear();
+    }
+
+    fn is_clear(&mut self) -> bool {
+        self.texts().iter().all(|text| text.is_empty()) && self.held.is_empty()
     }
 }
 
-/// Workspaces kept for reuse; more than that are freed after a burst.
-const FREE_MAX: usize = 512;
-
-/// A buffer that grew beyond this is freed rather than kept.
+/// A workspace whose `out` grew beyond this, for a long head or a gathered body, is freed rather than kept.
 const SCRATCH_BYTES_MAX: usize = 128 * 1024;
 
 /// A request under way.
 #[derive(Debug)]
-pub struct Transaction {
+pub struct Transaction<'a> {
     /// The worker.
     pub worker: Rc<Worker>,
     /// The snapshot that holds for this request from its beginning to its end.
     pub loaded: Rc<Loaded>,
     /// Its room.
-    pub scratch: Scratch,
+    pub scratch: &'a mut Scratch,
     /// The client, behind trusted proxies the one that they name.
     pub client: Option<IpAddr>,
     /// The method; GET until the head was understood.
@@ -127,12 +123,13 @@ pub struct Transaction {
     upstream: Option<Duration>,
 }
 
-impl Transaction {
-    /// A request has come, by the read or at the end of the exchange that the worker has just taken the time of.
-    pub fn begin(worker: &Rc<Worker>, client: Option<IpAddr>) -> Transaction {
+impl<'a> Transaction<'a> {
+    /// A request has come, by the read or at the end of the exchange that the worker has just taken the time of. Nothing of an
+    /// earlier one is in `scratch`.
+    pub fn begin(worker: &Rc<Worker>, client: Option<IpAddr>, scratch: &'a mut Scratch) -> Transaction<'a> {
         let started = worker.latest();
         worker.counters.request_started();
-        let mut scratch = worker.scratches.borrow_mut().pop().unwrap_or_default();
+        debug_assert!(scratch.is_clear(), "one request's words would be another's");
         if scratch.out.capacity() == 0 {
             scratch.out = worker.buffers.head();
         }
@@ -254,6 +251,16 @@ impl Transaction {
         Some((&self.loaded.snapshot.services[index], &self.loaded.services[index]))
     }
 
+    /// The times that hold for it: its service's, or while it has none, the gateway's.
+    pub fn timeouts(&self) -> &Timeouts {
+        self.service().map_or(&self.loaded.snapshot.timeouts, |(service, _)| &service.timeouts)
+    }
+
+    /// The sizes that hold for it.
+    pub fn limits(&self) -> &Limits {
+        self.service().map_or(&self.loaded.snapshot.limits, |(service, _)| &service.limits)
+    }
+
     /// The endpoint, once there is one.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         Some(&self.service()?.0.endpoints[self.endpoint?])
@@ -336,7 +343,7 @@ impl Transaction {
     }
 }
 
-impl Drop for Transaction {
+impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if self.status == 0 {
             // Dropped before there was an answer: by the end of the process, or by a panic on its way up.
@@ -356,38 +363,35 @@ impl Drop for Transaction {
         self.count(ended - self.started);
         self.log(ended);
         self.send_record(ended);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        self.worker.buffers.give(std::mem::take(&mut scratch.inbound));
-        // An operation that was dropped took its buffer along, and one that grew for a long head is not kept.
-        if (1..=SCRATCH_BYTES_MAX).contains(&scratch.out.capacity()) {
-            scratch.clear();
-            let mut free = self.worker.scratches.borrow_mut();
-            if free.len() < FREE_MAX {
-                free.push(scratch);
-            }
+        self.worker.buffers.give(std::mem::take(&mut self.scratch.inbound));
+        match self.scratch.out.capacity() {
+            0..=SCRATCH_BYTES_MAX => self.scratch.clear(),
+            _ => *self.scratch = Scratch::default(),
         }
     }
 }
 
 /// Appends the low `digits` hexadecimal digits of `value`.
 pub(super) fn push_hex(value: u128, digits: usize, out: &mut Vec<u8>) {
-    let mut text = [[0; 2]; 16];
-    for (pair, byte) in text.iter_mut().zip(value.to_be_bytes()) {
-        *pair = HEX_PAIRS[usize::from(byte)];
+    let mut text = [[0; 8]; 4];
+    for (part, bytes) in text.iter_mut().zip(value.to_be_bytes().as_chunks().0) {
+        *part = hex(u32::from_be_bytes(*bytes));
     }
     out.extend_from_slice(&text.as_flattened()[32 - digits..]);
 }
 
-/// Each byte in hexadecimal: identities are written with every request.
-const HEX_PAIRS: [[u8; 2]; 256] = {
-    let mut pairs = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
-        byte += 1;
-    }
-    pairs
-};
+/// Eight digits at once, a byte of a word each: identities are written with every request, and a table of digits would take the
+/// cache's lines.
+fn hex(value: u32) -> [u8; 8] {
+    let mut word = u64::from(value);
+    word = (word | word << 16) & 0x0000_ffff_0000_ffff;
+    word = (word | word << 8) & 0x00ff_00ff_00ff_00ff;
+    word = (word | word << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let is_letter = (word + 0x0606_0606_0606_0606) >> 4 & 0x0101_0101_0101_0101;
+    const ZERO: u64 = 0x0101_0101_0101_0101 * b'0' as u64;
+    const TO_LETTER: u64 = (b'a' - b'9' - 1) as u64;
+    (word + ZERO + is_letter * TO_LETTER).to_be_bytes()
+}
 
 #[cfg(test)]
 mod tests {
@@ -404,5 +408,9 @@ mod tests {
         check(0xff, 32, &format!("{}ff", "0".repeat(30)));
         check(u128::MAX, 32, &"f".repeat(32));
         check(0x12_3456, 4, "3456");
+        for turn in 0..128 {
+            let value = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210_u128.rotate_left(turn);
+            check(value, 32, &format!("{value:032x}"));
+        }
     }
 }

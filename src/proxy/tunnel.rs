@@ -17,14 +17,14 @@ use crate::telemetry::counters::Deadline;
 /// Carries bytes between client and upstream. What came behind the heads, `leftover` from the client and the scratch's
 /// `inbound` from the upstream, goes first.
 pub async fn run(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     leftover: &mut Vec<u8>,
     mut upstream: Socket,
 ) -> Result<Next, Failure> {
     tx.answer_begun = true;
     let worker = std::rc::Rc::clone(&tx.worker);
-    let idle = tx.service().map_or(tx.loaded.snapshot.timeouts.idle_body, |(service, _)| service.timeouts.idle_body);
+    let idle = tx.timeouts().idle_body;
     let both = Both {
         worker: &worker,
         client: &client.socket.watch,

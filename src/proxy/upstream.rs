@@ -29,7 +29,7 @@ use crate::http::body::{Decoder, Framing};
 use crate::http::headers::HeadScan;
 use crate::http::request::{HEADER_COUNT_MAX, Version};
 use crate::http::response::{self, Asked, Returning};
-use crate::snapshot::{Address, Phase, ServiceKind, Timeouts};
+use crate::snapshot::{Address, Phase, ServiceKind};
 use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::Verdict;
 
@@ -66,7 +66,7 @@ pub enum Ended {
 }
 
 /// Forwards a request and passes its answer on.
-pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut Vec<u8>, mut plan: Plan) -> Next {
+pub async fn forward(tx: &mut Transaction<'_>, client: &mut Client, leftover: &mut Vec<u8>, mut plan: Plan) -> Next {
     let failure = match tries(tx, client, leftover, &mut plan).await {
         Ok(next) => return next,
         Err(failure) => failure,
@@ -95,7 +95,7 @@ pub async fn forward(tx: &mut Transaction, client: &mut Client, leftover: &mut V
 
 /// Sends the request to one endpoint after another, as far as the rules for retries go.
 async fn tries(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     leftover: &mut Vec<u8>,
     plan: &mut Plan,
@@ -123,27 +123,26 @@ async fn tries(
 
 /// Sends the request to its endpoint and passes the answer on.
 async fn exchange(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     leftover: &mut Vec<u8>,
     plan: &mut Plan,
 ) -> Result<Next, (Failure, Progress)> {
     let whole = plan.body.is_done();
     let request_bytes = tx.scratch.out.len();
-    let timeouts = timeouts(tx);
     let mut must_be_fresh = false;
     loop {
-        let connected = connect(tx, &client.socket.watch, &timeouts, must_be_fresh).await;
+        let connected = connect(tx, &client.socket.watch, must_be_fresh).await;
         let (mut upstream, reused) = connected.map_err(|failure| (failure, Progress::NotSent))?;
         client.socket.watch.wait_for(Some(upstream.watch.shared()), tx.worker.now());
         // One that has sent something of its body does not wait for leave to do so.
         let awaits_continue = plan.expects_continue && !whole && tx.bytes_in == 0;
         let shared = Shared::new(whole, awaits_continue);
-        let sent = send(tx, &mut upstream, &timeouts).await;
+        let sent = send(tx, &mut upstream).await;
         let result = match sent {
             Err(failure) => Err(failure),
             Ok(()) if whole => {
-                let (due, deadline) = attempt::answer_due(tx, plan, &timeouts);
+                let (due, deadline) = attempt::answer_due(tx, plan);
                 upstream.watch.read_until(due, deadline);
                 receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, plan, &shared).await
             }
@@ -196,17 +195,8 @@ fn progress(sent: Result<(), Failure>, whole: bool, shared: &Shared) -> Progress
     }
 }
 
-fn timeouts(tx: &Transaction) -> Timeouts {
-    tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).clone()
-}
-
 /// An idle connection to the endpoint, or a new one; and whether it is the former.
-async fn connect(
-    tx: &Transaction,
-    client: &Watched,
-    timeouts: &Timeouts,
-    must_be_fresh: bool,
-) -> Result<(Socket, bool), Failure> {
+async fn connect(tx: &Transaction<'_>, client: &Watched, must_be_fresh: bool) -> Result<(Socket, bool), Failure> {
     let worker = &tx.worker;
     let Some((endpoint, state)) = tx.endpoint_state() else { return Err(Failure::ConnectRefused) };
     while !must_be_fresh && let Some(mut pooled) = state.take() {
@@ -221,7 +211,7 @@ async fn connect(
     worker.counters.upstream_connects.add(1);
     client.wait_for(None, worker.now());
     let begun = Instant::now();
-    let socket = Box::pin(connect_anew(worker, endpoint.address.clone(), client, timeouts.connect)).await?;
+    let socket = Box::pin(connect_anew(worker, endpoint.address.clone(), client, tx.timeouts().connect)).await?;
     worker.counters.upstream_connected(endpoint.id, begun.elapsed());
     Ok((socket, false))
 }
@@ -271,9 +261,9 @@ fn refusal(error: &io::Error) -> Failure {
 }
 
 /// Sends the head, and what there is of the body.
-async fn send(tx: &mut Transaction, upstream: &mut Socket, timeouts: &Timeouts) -> Result<(), Failure> {
+async fn send(tx: &mut Transaction<'_>, upstream: &mut Socket) -> Result<(), Failure> {
     upstream.watch.limit_writes(true);
-    let patience = tx.worker.patience(&upstream.watch, timeouts.idle_body);
+    let patience = tx.worker.patience(&upstream.watch, tx.timeouts().idle_body);
     let (result, out) = upstream.writer.write_all(take(&mut tx.scratch.out), patience).await;
     tx.scratch.out = out;
     result.map_err(|error| upstream.watch.ending(Failure::UpstreamClosed { silent: error.written == 0, reset: true }))
@@ -282,7 +272,7 @@ async fn send(tx: &mut Transaction, upstream: &mut Socket, timeouts: &Timeouts) 
 /// Request body and answer at the same time: either may finish first. `may_repeat` says that the connection is a pooled one,
 /// and so may be dead without any fault of this request's.
 async fn duplex(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     client: &mut Client,
     leftover: &mut Vec<u8>,
     upstream: &mut Socket,
@@ -290,9 +280,8 @@ async fn duplex(
     shared: &Shared,
     may_repeat: bool,
 ) -> Result<Ended, Failure> {
-    let (body_max, timeouts) = tx.service().map_or((0, tx.loaded.snapshot.timeouts.clone()), |(service, _)| {
-        (service.limits.body_bytes, service.timeouts.clone())
-    });
+    let body_max = tx.limits().body_bytes;
+    let (idle_body, response_header) = (tx.timeouts().idle_body, tx.timeouts().response_header);
     let worker = Rc::clone(&tx.worker);
     let received = Cell::new(tx.bytes_in);
     let mut body = std::mem::replace(&mut plan.body, Decoder::new(Framing::None));
@@ -312,8 +301,8 @@ async fn duplex(
             leftover,
             shared,
             first_read: first_read.as_ref().map(Canceller::handle),
-            idle_body: timeouts.idle_body,
-            response_header: timeouts.response_header,
+            idle_body,
+            response_header,
         };
         let receive = receive_from(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, shared);
         body::run_both(upload.run(), receive, shared, first_read).await
@@ -328,7 +317,7 @@ async fn duplex(
 }
 
 async fn receive(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     writer: &mut Writer,
     client_watch: &Watched,
     upstream: &mut Socket,
@@ -340,7 +329,7 @@ async fn receive(
 
 /// Reads the answer and passes it on to the client.
 async fn receive_from(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     writer: &mut Writer,
     client_watch: &Watched,
     reader: &mut Reader,
@@ -350,11 +339,10 @@ async fn receive_from(
 ) -> Result<Ended, Failure> {
     let mut inbound = take(&mut tx.scratch.inbound);
     inbound.clear();
-    let limits = tx.service().map_or(&tx.loaded.snapshot.limits, |(service, _)| &service.limits).clone();
     let mut scan = HeadScan::default();
     let mut interim = 0;
     let (answer, end) = loop {
-        let end = response::find_end(&inbound, &mut scan, &limits).map_err(Failure::UpstreamHead)?;
+        let end = response::find_end(&inbound, &mut scan, tx.limits()).map_err(Failure::UpstreamHead)?;
         if let Some(end) = end {
             // How long the client took to send its body is no time of the endpoint's.
             tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
@@ -378,7 +366,7 @@ async fn receive_from(
             }
             if answer.status == 100 && shared.awaits_continue.replace(false) {
                 watch.read_done();
-                client_watch.read_until(tx.worker.after(timeouts(tx).idle_body), Deadline::IdleBody);
+                client_watch.read_until(tx.worker.after(tx.timeouts().idle_body), Deadline::IdleBody);
             }
             inbound.drain(..end);
             scan = HeadScan::default();
@@ -451,7 +439,7 @@ impl Answer {
 /// Reads an upstream's head and writes the client's into the scratch's `out`. `None` where another endpoint is to answer,
 /// and the request stands there still.
 fn render(
-    tx: &mut Transaction,
+    tx: &mut Transaction<'_>,
     head: &[u8],
     plan: &Plan,
     shared: &Shared,
@@ -493,16 +481,15 @@ fn render(
 }
 
 /// Sends what stands in the scratch's `out` to the client.
-pub async fn pass(tx: &mut Transaction, writer: &mut Writer, watch: &Watched) -> Result<(), Failure> {
-    let time = tx.service().map_or(&tx.loaded.snapshot.timeouts, |(service, _)| &service.timeouts).idle_body;
-    let patience = tx.worker.patience(watch, time);
+pub async fn pass(tx: &mut Transaction<'_>, writer: &mut Writer, watch: &Watched) -> Result<(), Failure> {
+    let patience = tx.worker.patience(watch, tx.timeouts().idle_body);
     let (result, out) = writer.write_all(take(&mut tx.scratch.out), patience).await;
     tx.scratch.out = out;
     result.map_err(|_| watch.ending(Failure::ClientGone))
 }
 
 /// Keeps the connection for the next request, unless a drain makes that one unlikely.
-fn give_back(tx: &Transaction, upstream: Socket) {
+fn give_back(tx: &Transaction<'_>, upstream: Socket) {
     if let Some((_, state)) = tx.endpoint_state()
         && !tx.worker.is_draining()
     {

@@ -11,7 +11,6 @@ use super::lane::Lane;
 use super::ledger::RedisLedger;
 use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
-use super::transaction::Scratch;
 use super::usher::Usher;
 use super::watch::{Millis, Patience, Registry, Side, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
@@ -100,8 +99,6 @@ pub struct Worker {
     pub tokens: RefCell<Cache>,
     /// Buffers.
     pub buffers: Buffers,
-    /// Workspaces of requests.
-    pub scratches: RefCell<Vec<Scratch>>,
     lanes: RefCell<Vec<Lane>>,
     /// Randomness: ids and draws, nothing secret.
     pub random: RefCell<fastrand::Rng>,
@@ -201,7 +198,6 @@ impl Worker {
             limiter: Rc::new(limiter),
             tokens: RefCell::new(Cache::new(TOKENS_MAX, parts.token_key)),
             buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
-            scratches: RefCell::default(),
             lanes: RefCell::default(),
             random: RefCell::new(fastrand::Rng::new()),
             connections_max: parts.connections_max,
