@@ -171,6 +171,7 @@ fn a_warm_request_allocates_nothing() {
     const GET: &[u8] = b"GET /a/b?c=d HTTP/1.1\r\nHost: a\r\nUser-Agent: test\r\n\r\n";
     const GET_ODD: &[u8] = b"GET /x/../a/%62 HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n";
     const POST: &[u8] = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n";
     const COUNTED_BODY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nworld";
     const CHUNKED_BODY: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nworld\r\n0\r\n\r\n";
     auth::install();
@@ -185,6 +186,7 @@ fn a_warm_request_allocates_nothing() {
             (GET_ODD, COUNTED_BODY, b"world"),
             (POST, COUNTED_BODY, b"world"),
             (GET, CHUNKED_BODY, b"0\r\n\r\n"),
+            (HEALTH, COUNTED_BODY, b"}\n"),
         ] {
             let made = allocations(driver, OPEN, request, answer, end);
             assert_eq!(made, 0, "{driver:?} {:?}", String::from_utf8_lossy(request));
