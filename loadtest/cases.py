@@ -170,13 +170,15 @@ FORWARD = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.hapr
            "relay": peers.relay}
 SERVERS = {peer: start for peer, start in FORWARD.items() if peer != "relay"}
 POLICY = {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_policy, "haproxy": peers.haproxy_policy, "nginx": peers.nginx_policy}
-LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "nginx": peers.nginx, "haproxy": peers.haproxy, "caddy": peers.caddy}
+LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "nginx": peers.nginx,
+         "haproxy": peers.haproxy, "caddy": peers.caddy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
 BARE = (Target("ringway", "nginx", 0.90), Target("ringway", "haproxy", 0.85), Target("ringway", "pingora", 0.55),
         Target("ringway, bare", "relay", 1.06))
 
 # ringway otherwise than it comes; by the number of connections.
-WAYS = {64: {"ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "ringway, no metrics either": peers.ringway_quiet, "ringway, epoll": peers.ringway_epoll},
+WAYS = {64: {"ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "ringway, no metrics either": peers.ringway_quiet,
+             "ringway, epoll": peers.ringway_epoll},
         256: {"ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo}}
 
 CASES = {

@@ -30,8 +30,7 @@ const FREE_MAX: usize = 1024;
 const LARGE_FREE_MAX: usize = 64;
 
 /// So many idle upstream connections of a worker may read ahead, 4 MiB of buffers; the others are asked whether they are good
-/// before they are used. Well below the
-/// entries of a ring, since all of these reads may have to be cancelled at once.
+/// before they are used. Well below the entries of a ring, since all of these reads may have to be cancelled at once.
 const AHEAD_MAX: usize = 256;
 
 /// The free buffers of a worker.
