@@ -5,9 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Connection;
-use crate::support::{Backend, Gate, Gateway, kernel, pattern, service, until, until_still};
+use crate::support::{Backend, Gate, Gateway, QUIET, kernel, pattern, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// More than the kernel takes for a connection whose other end reads nothing, in bytes.
+const TOO_LONG: usize = 16 * 1024 * 1024;
+/// What the gateway reads at once, in bytes.
+const PIECE: usize = 16 * 1024;
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 /// Sends one chunk each 100 ms.
@@ -50,39 +54,53 @@ fn a_connection_in_the_middle_of_a_request_serves_no_other() {
     let timeouts = "[services.api.timeouts]\nresponse_header = \"2s\"\nidle_body = \"2s\"";
     let gateway = Gateway::start(&service("api", &[backend.url()], &format!("{limits}{timeouts}")));
 
-    // An upload of `length` bytes gets stuck or not, is answered, and another client asks. Returns how much the kernel took
-    // of it, and how much the gateway had read.
-    let round = |id: usize, length: u64| {
+    // What is on its way may be counted at both ends, so it can be a little too much.
+    let held = || kernel::held_for(backend.address) as usize;
+    // An upload of `length` bytes is sent piece by piece, each when the one before has gone out, until one gets stuck or all of
+    // it is through. It is answered, and another client asks. Returns how much was sent, how much of that the gateway had read,
+    // and how much had gone out.
+    let round = |length: usize| {
+        let body = pattern(0, length);
         let mut client = gateway.connect();
-        client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\nContent-Length: {length}\r\n\r\n"));
+        client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
         begun.pass();
-        let mut sender = client.sender();
-        let sending = thread::spawn(move || sender.try_send(pattern(0, length as usize)));
-        until_still("the upstream connection is full", || kernel::held_for(backend.address));
-        let held = kernel::held_for(backend.address);
+        let mut sent = 0;
+        while held() >= sent && sent < length {
+            let end = length.min(sent + PIECE);
+            client.send(&body[sent..end]);
+            sent = end;
+            let since = Instant::now();
+            while held() < sent && since.elapsed() < QUIET {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
         answer.open();
         assert_eq!(client.response().text(), "ok");
-        if held < length {
+        let gone_out = held();
+        if gone_out < sent {
             let next = gateway.get("/api");
-            assert_eq!((next.status, next.text().as_str()), (200, "next"), "{held} of {length} bytes had gone out");
+            assert_eq!((next.status, next.text().as_str()), (200, "next"), "{gone_out} of {length} bytes had gone out");
         }
+        let read = sent - kernel::held_for(gateway.address) as usize;
+        let gone_out = held();
         look.open();
         drop(client);
-        // Cut off, unless all of it fitted.
-        let _ = sending.join().expect("no panic");
-        let read = gateway.logged(&id.to_string())["bytes_in"].as_u64().expect("a number");
-        (held, read)
+        until("the backend has taken the rest", || held() == 0);
+        (sent, read, gone_out)
     };
     // The danger is a body whose end has been read and has not gone out: one that is a little longer than what the kernel
-    // takes. That differs from time to time, and so does what the gateway reads at once: 64 KiB, or less on a busy machine. So
-    // the end is put where the piece that got stuck last had its middle, and 16 KiB on, in turns.
-    let mut tried = vec![(32 * 1024 * 1024, round(0, 32 * 1024 * 1024))];
-    let stopped_at_the_end = |&(length, (held, read)): &(u64, (u64, u64))| held < length && read == length;
-    while !tried.iter().any(stopped_at_the_end) {
-        assert!(tried.len() < 40, "no upload stops right before its end: {tried:?}");
-        let (_, (held, read)) = tried[tried.len() - 1];
-        let length = held + if tried.len() % 2 == 1 { read.saturating_sub(held) / 2 + 1 } else { 16 * 1024 };
-        tried.push((length, round(tried.len(), length)));
+    // takes, which differs a little from time to time.
+    let mut length = TOO_LONG;
+    let mut tried = Vec::new();
+    loop {
+        assert!(tried.len() < 20, "no upload stops right before its end: {tried:?}");
+        let (sent, read, gone_out) = round(length);
+        tried.push((length, sent, read, gone_out));
+        match gone_out < sent {
+            true if read == length => break,
+            true => length = read,
+            false => length = TOO_LONG,
+        }
     }
 }
 
