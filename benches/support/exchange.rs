@@ -180,7 +180,7 @@ impl Worker {
         state.memory.in_flight.set(state.memory.in_flight.get() + 1);
         self.cross_origin(head, service, known);
         assert!(service.methods.contains(head.method));
-        assert!(head.target.len() <= service.limits.uri_bytes && head.length <= service.limits.header_bytes);
+        assert!(head.target.len() <= service.limits.uri_bytes && head.bytes.len() <= service.limits.header_bytes);
         self.authenticate(head, service, known);
         self.limit(service, known);
         self.choose(service, state, known);
@@ -263,15 +263,14 @@ impl Worker {
             (chosen, Some(breaker.state(now)), breaker.admit(settings, now));
     }
 
-    /// `upstream::receive_from` and `render`; `Download::run` for a body that has come with its head.
+    /// `upstream::receive` and `render`; `Download::run` for a body that has come with its head.
     fn answer(&mut self, asked: &RequestHead<'_>, known: &mut Known, inbound: &mut [u8]) {
         let loaded = Rc::clone(&self.loaded);
         let (service, state) = (&loaded.snapshot.services[known.service], &loaded.services[known.service]);
-        let end = response::find_end(inbound, &mut HeadScan::default(), &service.limits).expect("fine").expect("whole");
-        let (bytes, body) = inbound.split_at_mut(end);
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let asked = Asked { method: asked.method, upgrade: asked.upgrade };
-        let head = response::parse(bytes, &mut storage, asked).expect("fine");
+        let scan = &mut HeadScan::default();
+        let head = response::parse(inbound, scan, &mut storage, asked, &service.limits).expect("fine").expect("whole");
         let returning = Returning {
             version: Version::Http11,
             framing: head.framing,
@@ -288,9 +287,11 @@ impl Worker {
         self.counters.upstream_answered(service.endpoints[known.endpoint].id, head.status, UPSTREAM);
         state.endpoints[known.endpoint].answered(UPSTREAM);
         assert!(!service.breaker.is_failure(head.status));
-        let mut decoder = Decoder::new(head.framing);
+        let (framing, length) = (head.framing, head.bytes.len());
+        let body = &mut inbound[length..];
+        let mut decoder = Decoder::new(framing);
         let data = decoder.decode(body).expect("fine").data;
-        decoder.push_piece(head.framing, &body[..data], false, &mut self.scratch.out);
+        decoder.push_piece(framing, &body[..data], false, &mut self.scratch.out);
         known.bytes_out = data as u64;
     }
 

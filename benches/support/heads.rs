@@ -55,7 +55,7 @@ pub fn request_parse() -> Work {
     let limits = Config::default().limits;
     work(move || {
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-        request::parse(black_box(REQUEST), &mut storage, &limits).expect("fine").length
+        request::parse(black_box(REQUEST), &mut storage, &limits).expect("fine").bytes.len()
     })
 }
 
@@ -65,10 +65,10 @@ pub fn response() -> Work {
     let mut out = Vec::with_capacity(4096);
     work(move || {
         let bytes = black_box(RESPONSE);
-        let end = response::find_end(bytes, &mut HeadScan::default(), &limits).expect("fine").expect("whole");
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let asked = Asked { method: Method::Get, upgrade: false };
-        let head = response::parse(&bytes[..end], &mut storage, asked).expect("fine");
+        let head = response::parse(bytes, &mut HeadScan::default(), &mut storage, asked, &limits).expect("fine");
+        let head = head.expect("whole");
         let returning = Returning {
             version: Version::Http11,
             framing: head.framing,

@@ -2,7 +2,11 @@
 //!
 //! A name is classified once into a [`Name`]; everything that is not special is passed on untouched.
 
+use std::ops::Range;
+
 use memchr::memchr2;
+
+use super::request::HEADER_COUNT_MAX;
 
 /// A field that the gateway reads, owns or removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,8 +218,8 @@ impl HeadScan {
     /// The length of the head at the front of `bytes`, its empty line included; `None` when it goes on beyond them.
     ///
     /// httparse takes a bare LF for a line end. A backend may not, and where two readers disagree about where a head
-    /// ends, requests are smuggled: so any LF without CR before it, and any CR without LF behind it, is refused here
-    /// (RFC 9112, section 2.2).
+    /// ends, requests are smuggled: so any LF without CR before it, and any CR without LF behind it, is refused
+    /// (RFC 9112, section 2.2), here and by [`has_strict_line_ends`].
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<usize>, BareLineEnd> {
         let mut from = self.at;
         while let Some(found) = memchr2(b'\r', b'\n', &bytes[from..]) {
@@ -241,6 +245,90 @@ impl HeadScan {
     pub fn has_first_line(&self, skip: usize) -> bool {
         self.line_start > skip
     }
+}
+
+/// The fields of a head that are [`Name::Other`], by their place: most are, and then nobody has to classify them again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Others([u64; HEADER_COUNT_MAX / 64]);
+
+impl Others {
+    /// Classifies a field for the first time.
+    pub fn classify(&mut self, place: usize, name: &[u8]) -> Name {
+        let kind = classify(name);
+        self.0[place / 64] |= u64::from(kind == Name::Other) << (place % 64);
+        kind
+    }
+
+    /// Classifies it again.
+    pub fn recall(&self, place: usize, name: &[u8]) -> Name {
+        if self.0[place / 64] >> (place % 64) & 1 == 1 { Name::Other } else { classify(name) }
+    }
+}
+
+/// Copies fields out of the head that they were read from: neighbours in one piece, if they are written as the gateway would.
+#[derive(Debug)]
+pub struct FieldCopier<'a> {
+    head: &'a [u8],
+    /// Whole lines that are still to be copied.
+    lines: Range<usize>,
+}
+
+impl<'a> FieldCopier<'a> {
+    /// For the fields of `head`.
+    pub fn new(head: &'a [u8]) -> FieldCopier<'a> {
+        FieldCopier { head, lines: 0..0 }
+    }
+
+    /// Appends `field` and a line end, in its turn.
+    pub fn push(&mut self, field: &httparse::Header<'_>, out: &mut Vec<u8>) {
+        match self.line(field) {
+            Some(line) if line.start == self.lines.end => self.lines.end = line.end,
+            Some(line) => {
+                self.finish(out);
+                self.lines = line;
+            }
+            None => {
+                self.finish(out);
+                push_field(field.name.as_bytes(), field.value, out);
+            }
+        }
+    }
+
+    /// Appends what has been pushed and not been appended yet. To be called before anything else is appended.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        let lines = std::mem::take(&mut self.lines);
+        out.extend_from_slice(&self.head[lines]);
+    }
+
+    /// Where in the head the field's line stands, if nothing in it has to be written anew: white space, that is.
+    fn line(&self, field: &httparse::Header<'_>) -> Option<Range<usize>> {
+        let place = |part: &[u8]| part.as_ptr().addr().wrapping_sub(self.head.as_ptr().addr());
+        let start = place(field.name.as_bytes());
+        let colon = start.checked_add(field.name.len())?;
+        let value = colon + b": ".len();
+        let end = value + field.value.len();
+        let is_ours = place(field.value) == value
+            && self.head.get(colon..value) == Some(b": ")
+            && self.head.get(end..end + b"\r\n".len()) == Some(b"\r\n");
+        is_ours.then_some(start..end + b"\r\n".len())
+    }
+}
+
+/// Whether each line of a head ends in CR LF, which httparse leaves open: `fields` are what it read, and it folds no lines.
+pub fn has_strict_line_ends(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    let begins_a_line = |name: &str| {
+        let before = name.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+        head.get(..before).is_some_and(|before| before.ends_with(b"\r\n"))
+    };
+    head.ends_with(b"\r\n\r\n") && fields.iter().all(|field| begins_a_line(field.name))
+}
+
+/// Appends a line: `label` is the field's name with `": "`.
+#[inline]
+pub fn push_line<const LENGTH: usize>(label: &[u8; LENGTH], value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(label);
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends `name: value` and a line end.
@@ -296,6 +384,30 @@ mod tests {
             names.split(' ').for_each(|name| check(name, expected));
         }
         assert_eq!(classify(b""), Name::Other);
+    }
+
+    #[test]
+    fn what_was_classified_is_recalled() {
+        let names = |place: usize| if place.is_multiple_of(3) { "Via" } else { "Accept" };
+        let mut others = Others::default();
+        for place in 0..HEADER_COUNT_MAX {
+            assert_eq!(others.classify(place, names(place).as_bytes()), classify(names(place).as_bytes()));
+        }
+        for place in 0..HEADER_COUNT_MAX {
+            assert_eq!(others.recall(place, names(place).as_bytes()), classify(names(place).as_bytes()), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_field_from_elsewhere_is_copied_too() {
+        let head = b"A: 1\r\nB: 2\r\n\r\n";
+        let field = |name: &'static str, value: &'static [u8]| httparse::Header { name, value };
+        let mut copier = FieldCopier::new(head);
+        let mut out = Vec::new();
+        copier.push(&field("C", b"3"), &mut out);
+        copier.push(&field("", b""), &mut out);
+        copier.finish(&mut out);
+        assert_eq!(out, b"C: 3\r\n: \r\n");
     }
 
     #[test]

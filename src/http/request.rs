@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
 use super::body::Framing;
-use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_field};
+use super::headers::{self, FieldCopier, HeadScan, Name, Others, TransferCoding, classify, push_line};
 use super::method::{Method, MethodSet};
 use super::problem::Problem;
 use super::text::{push_address, push_decimal};
@@ -78,8 +78,9 @@ pub struct RequestHead<'a> {
     pub credentials: Credentials<'a>,
     /// The fields, in the order they came in.
     pub fields: &'a [httparse::Header<'a>],
-    /// The length of the head in bytes.
-    pub length: usize,
+    others: Others,
+    /// The head as it was sent.
+    pub bytes: &'a [u8],
 }
 
 /// The fields that carry credentials. They are never shown.
@@ -163,8 +164,11 @@ pub fn leading_empty_lines(bytes: &[u8]) -> usize {
     bytes.chunks(2).take_while(|pair| *pair == b"\r\n").count() * 2
 }
 
-/// Whether `bytes` hold a whole head yet: its end, or `None`. `scan` remembers what was looked at; `skip` is what
+/// Whether `bytes` hold a whole head yet: up to where they do, or `None`. `scan` remembers what was looked at; `skip` is what
 /// [`leading_empty_lines`] said.
+///
+/// Most heads come at once and alone. So bytes that are looked at for the first time and end as a head does are given back whole:
+/// [`parse`] tells where the head in them ends.
 ///
 /// # Errors
 /// [`RequestError::BareLineEnd`], and the two limits, as soon as they are certain.
@@ -174,6 +178,10 @@ pub fn find_end(
     scan: &mut HeadScan,
     limits: &Limits,
 ) -> Result<Option<usize>, RequestError> {
+    let is_first_look = *scan == HeadScan::from(skip);
+    if is_first_look && bytes.len() - skip <= limits.header_bytes && bytes[skip..].ends_with(b"\r\n\r\n") {
+        return Ok(Some(bytes.len()));
+    }
     let end = scan.advance(bytes).map_err(|_| RequestError::BareLineEnd)?;
     // A method and a version stand on the line with the target: 32 bytes hold any of them.
     let line_bytes_max = limits.uri_bytes + 32;
@@ -186,7 +194,8 @@ pub fn find_end(
     }
 }
 
-/// Reads the head that [`find_end`] found: `bytes` begin with the request line and end with the empty line.
+/// Reads the head that [`find_end`] found: `bytes` begin with the request line, and what may stand behind the empty line is left
+/// alone.
 ///
 /// # Errors
 /// Every reason in [`RequestError`]. Nothing ambiguous is repaired.
@@ -197,18 +206,20 @@ pub fn parse<'a>(
 ) -> Result<RequestHead<'a>, RequestError> {
     let mut request = httparse::Request::new(&mut []);
     let allowed = limits.header_count.min(HEADER_COUNT_MAX);
-    match request.parse_with_uninit_headers(bytes, &mut storage[..allowed]) {
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Ok(_) | Err(httparse::Error::NewLine | httparse::Error::Token) => return Err(RequestError::RequestLine),
-        Err(httparse::Error::TooManyHeaders) => return Err(RequestError::HeadTooLarge),
-        Err(httparse::Error::Version) => return Err(version_error(bytes)),
-        Err(_) => return Err(RequestError::Field),
-    }
+    let length = match request.parse_with_uninit_headers(bytes, &mut storage[..allowed]) {
+        Ok(httparse::Status::Complete(length)) => length,
+        failed => return Err(refusal(bytes, failed.err(), limits)),
+    };
+    let bytes = &bytes[..length];
     let (method_token, target, version) = match (request.method, request.path, request.version) {
         (Some(method), Some(target), Some(0)) => (method.as_bytes(), target.as_bytes(), Version::Http10),
         (Some(method), Some(target), Some(1)) => (method.as_bytes(), target.as_bytes(), Version::Http11),
         _ => return Err(RequestError::RequestLine),
     };
+    // httparse skips line ends of any kind before the request line.
+    if !std::ptr::eq(method_token.as_ptr(), bytes.as_ptr()) || !headers::has_strict_line_ends(bytes, request.headers) {
+        return Err(RequestError::BareLineEnd);
+    }
     let method = Method::from_bytes(method_token);
     if target.len() > limits.uri_bytes {
         return Err(RequestError::TargetTooLong);
@@ -237,7 +248,8 @@ pub fn parse<'a>(
         traceparent: None,
         credentials: Credentials::default(),
         fields: request.headers,
-        length: bytes.len(),
+        others: Others::default(),
+        bytes,
     };
     head.read_fields()?;
     if let Some(authority) = authority {
@@ -269,9 +281,9 @@ impl<'a> RequestHead<'a> {
         let mut has_traceparent = false;
         let mut offers_websocket = false;
         let mut closes = false;
-        for field in self.fields {
+        for (place, field) in self.fields.iter().enumerate() {
             let value = field.value;
-            match classify(field.name.as_bytes()) {
+            match self.others.classify(place, field.name.as_bytes()) {
                 Name::Host if host.is_some() || !is_authority(value) => return Err(RequestError::Host),
                 Name::Host => host = Some(value),
                 Name::ContentLength if length.is_some() => return Err(RequestError::ContentLength),
@@ -337,6 +349,19 @@ impl<'a> RequestHead<'a> {
             && self.method == Method::Get
             && self.framing == Framing::None;
         Ok(())
+    }
+}
+
+/// Why httparse did not read `bytes` as a head, or did not find its end.
+#[cold]
+fn refusal(bytes: &[u8], error: Option<httparse::Error>, limits: &Limits) -> RequestError {
+    match (HeadScan::default().advance(bytes), error) {
+        (Err(_), _) => RequestError::BareLineEnd,
+        (Ok(Some(end)), _) if end > limits.header_bytes => RequestError::HeadTooLarge,
+        (_, None | Some(httparse::Error::NewLine | httparse::Error::Token)) => RequestError::RequestLine,
+        (_, Some(httparse::Error::TooManyHeaders)) => RequestError::HeadTooLarge,
+        (_, Some(httparse::Error::Version)) => version_error(bytes),
+        (_, Some(_)) => RequestError::Field,
     }
 }
 
@@ -472,69 +497,66 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
         out.push(b'?');
         out.extend_from_slice(query);
     }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    push_field(b"Host", forwarding.authority.as_bytes(), out);
+    push_line(b" HTTP/1.1\r\nHost: ", forwarding.authority.as_bytes(), out);
 
     let mut forwarded_proto = None;
     let mut forwarded_host = None;
     let mut forwarded_for = None;
     let mut forwarded = None;
     let mut via = None;
-    for field in head.fields {
+    let mut copier = FieldCopier::new(head.bytes);
+    for (place, field) in head.fields.iter().enumerate() {
         let name = field.name.as_bytes();
-        match classify(name) {
+        match head.others.recall(place, name) {
             kind if kind.is_end_to_end() && head.nominates && headers::is_nominated(head.fields, field.name) => {}
             Name::Authorization | Name::ApiKey if !forwarding.with_credentials => {}
-            kind if kind.is_end_to_end() => push_field(name, field.value, out),
-            Name::Date => push_field(name, field.value, out),
-            Name::Expect if head.expects_continue => push_field(name, field.value, out),
-            Name::Tracestate if head.traceparent.is_some() => push_field(name, field.value, out),
-            Name::Forwarded if forwarding.peer_is_trusted => {
-                if let Some(earlier) = forwarded.replace(field.value) {
-                    push_field(name, earlier, out);
-                }
-            }
+            kind if kind.is_end_to_end() => copier.push(field, out),
+            Name::Date => copier.push(field, out),
+            Name::Expect if head.expects_continue => copier.push(field, out),
+            Name::Tracestate if head.traceparent.is_some() => copier.push(field, out),
             Name::XForwardedProto => forwarded_proto = Some(field.value),
             Name::XForwardedHost => forwarded_host = Some(field.value),
             // Several lines of a list are one list (RFC 9110, section 5.3): all but the last are passed on as they are.
+            Name::Forwarded if forwarding.peer_is_trusted => {
+                if let Some(earlier) = forwarded.replace(field) {
+                    copier.push(earlier, out);
+                }
+            }
             Name::Via => {
-                if let Some(earlier) = via.replace(field.value) {
-                    push_field(b"Via", earlier, out);
+                if let Some(earlier) = via.replace(field) {
+                    copier.push(earlier, out);
                 }
             }
             Name::XForwardedFor if forwarding.peer_is_trusted => {
-                if let Some(earlier) = forwarded_for.replace(field.value) {
-                    push_field(name, earlier, out);
+                if let Some(earlier) = forwarded_for.replace(field) {
+                    copier.push(earlier, out);
                 }
             }
             _ => {}
         }
     }
+    copier.finish(out);
 
     out.extend_from_slice(b"X-Forwarded-For: ");
-    if let Some(earlier) = forwarded_for {
-        out.extend_from_slice(earlier);
-        out.extend_from_slice(b", ");
-    }
+    push_list(forwarded_for, out);
     push_peer(forwarding.peer, out);
-    out.extend_from_slice(b"\r\n");
-    push_field(b"X-Forwarded-Proto", forwarded_proto.filter(|_| forwarding.peer_is_trusted).unwrap_or(b"http"), out);
+    match forwarded_proto {
+        Some(proto) if forwarding.peer_is_trusted => push_line(b"\r\nX-Forwarded-Proto: ", proto, out),
+        _ => out.extend_from_slice(b"\r\nX-Forwarded-Proto: http\r\n"),
+    }
     let host = forwarded_host.filter(|_| forwarding.peer_is_trusted).unwrap_or(head.host);
     if !host.is_empty() {
-        push_field(b"X-Forwarded-Host", host, out);
+        push_line(b"X-Forwarded-Host: ", host, out);
     }
     push_forwarded(forwarded, head.host, forwarding, out);
     out.extend_from_slice(b"Via: ");
-    if let Some(earlier) = via {
-        out.extend_from_slice(earlier);
-        out.extend_from_slice(b", ");
-    }
+    push_list(via, out);
     out.extend_from_slice(match head.version {
-        Version::Http10 => b"1.0 ringway\r\n",
-        Version::Http11 => b"1.1 ringway\r\n",
+        Version::Http10 => b"1.0 ringway",
+        Version::Http11 => b"1.1 ringway",
     });
-    push_field(b"X-Request-Id", forwarding.request_id, out);
-    push_field(b"traceparent", forwarding.traceparent, out);
+    push_line(b"\r\nX-Request-Id: ", forwarding.request_id, out);
+    push_line(b"traceparent: ", forwarding.traceparent, out);
     out.extend_from_slice(forwarding.identity);
     match (head.upgrade, head.accepts_trailers) {
         (true, _) => out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
@@ -559,18 +581,15 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
 
 /// `Forwarded` with what earlier proxies wrote in it and, where it is asked for, an element about this hop
 /// (RFC 7239, sections 4 and 6).
-fn push_forwarded(earlier: Option<&[u8]>, host: &[u8], forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+fn push_forwarded(earlier: Option<&httparse::Header<'_>>, host: &[u8], forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
     if !forwarding.with_forwarded {
         if let Some(earlier) = earlier {
-            push_field(b"Forwarded", earlier, out);
+            push_line(b"Forwarded: ", earlier.value, out);
         }
         return;
     }
     out.extend_from_slice(b"Forwarded: ");
-    if let Some(earlier) = earlier {
-        out.extend_from_slice(earlier);
-        out.extend_from_slice(b", ");
-    }
+    push_list(earlier, out);
     let is_ipv6 = matches!(forwarding.peer, Some(IpAddr::V6(_)));
     out.extend_from_slice(if is_ipv6 { b"for=\"[" } else { b"for=" });
     push_peer(forwarding.peer, out);
@@ -582,6 +601,14 @@ fn push_forwarded(earlier: Option<&[u8]>, host: &[u8], forwarding: &Forwarding<'
         out.push(b'"');
     }
     out.extend_from_slice(b";proto=http\r\n");
+}
+
+/// What stands in a list before one's own element.
+fn push_list(earlier: Option<&httparse::Header<'_>>, out: &mut Vec<u8>) {
+    if let Some(earlier) = earlier {
+        out.extend_from_slice(earlier.value);
+        out.extend_from_slice(b", ");
+    }
 }
 
 fn push_peer(peer: Option<IpAddr>, out: &mut Vec<u8>) {

@@ -4,7 +4,7 @@
 //! client gets a 502, and the connection is dropped.
 
 use super::body::Framing;
-use super::headers::{self, HeadScan, Name, TransferCoding, classify, push_field};
+use super::headers::{self, FieldCopier, HeadScan, Name, Others, TransferCoding, classify, push_line};
 use super::method::Method;
 use super::request::{FieldStorage, HEADER_COUNT_MAX, Version};
 use super::text::push_decimal;
@@ -25,6 +25,9 @@ pub struct ResponseHead<'a> {
     content_length: Option<u64>,
     nominates: bool,
     fields: &'a [httparse::Header<'a>],
+    others: Others,
+    /// The head as it was sent.
+    pub bytes: &'a [u8],
 }
 
 /// Why a response is not passed on: 502.
@@ -53,10 +56,7 @@ pub struct Asked {
 }
 
 /// Finds the end of a head in what an upstream sent so far.
-///
-/// # Errors
-/// [`ResponseError::BareLineEnd`] and [`ResponseError::TooLarge`] as soon as they are certain.
-pub fn find_end(bytes: &[u8], scan: &mut HeadScan, limits: &Limits) -> Result<Option<usize>, ResponseError> {
+fn find_end(bytes: &[u8], scan: &mut HeadScan, limits: &Limits) -> Result<Option<usize>, ResponseError> {
     match scan.advance(bytes).map_err(|_| ResponseError::BareLineEnd)? {
         Some(end) if end <= limits.header_bytes => Ok(Some(end)),
         None if bytes.len() < limits.header_bytes => Ok(None),
@@ -64,23 +64,40 @@ pub fn find_end(bytes: &[u8], scan: &mut HeadScan, limits: &Limits) -> Result<Op
     }
 }
 
-/// Reads the head that [`find_end`] found.
+/// Reads the head at the front of what an upstream sent so far; `None` while it goes on beyond that. `scan` remembers what was
+/// looked at: a head that comes at once is read at once, and of one in pieces the end is looked for first, each byte once.
 ///
 /// # Errors
-/// See [`ResponseError`].
+/// See [`ResponseError`]; [`ResponseError::BareLineEnd`] and [`ResponseError::TooLarge`] as soon as they are certain.
 pub fn parse<'a>(
     bytes: &'a [u8],
+    scan: &mut HeadScan,
     storage: &'a mut FieldStorage<'a>,
     asked: Asked,
-) -> Result<ResponseHead<'a>, ResponseError> {
+    limits: &Limits,
+) -> Result<Option<ResponseHead<'a>>, ResponseError> {
+    let is_first_look = *scan == HeadScan::default();
+    if !is_first_look && find_end(bytes, scan, limits)?.is_none() {
+        return Ok(None);
+    }
     let mut response = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
     // The reason phrase may be missing with its space; nothing else is forgiven.
     config.allow_spaces_after_header_name_in_responses(false);
-    match config.parse_response_with_uninit_headers(&mut response, bytes, &mut storage[..HEADER_COUNT_MAX]) {
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::TooLarge),
-        _ => return Err(ResponseError::Malformed),
+    let parsed = config.parse_response_with_uninit_headers(&mut response, bytes, &mut storage[..HEADER_COUNT_MAX]);
+    let bytes = match parsed {
+        Ok(httparse::Status::Complete(length)) if length <= limits.header_bytes => &bytes[..length],
+        failed => {
+            return match (find_end(bytes, scan, limits)?, failed) {
+                (None, _) => Ok(None),
+                (Some(_), Err(httparse::Error::TooManyHeaders)) => Err(ResponseError::TooLarge),
+                (Some(_), _) => Err(ResponseError::Malformed),
+            };
+        }
+    };
+    // httparse skips line ends of any kind before the status line.
+    if !bytes.starts_with(b"HTTP") || !headers::has_strict_line_ends(bytes, response.headers) {
+        return Err(find_end(bytes, scan, limits).err().unwrap_or(ResponseError::Malformed));
     }
     let (Some(minor), Some(status)) = (response.version, response.code) else { return Err(ResponseError::Malformed) };
     if status < 100 {
@@ -94,17 +111,19 @@ pub fn parse<'a>(
         content_length: None,
         nominates: false,
         fields: response.headers,
+        others: Others::default(),
+        bytes,
     };
     head.read_fields(minor == 1, asked)?;
-    Ok(head)
+    Ok(Some(head))
 }
 
 impl ResponseHead<'_> {
     fn read_fields(&mut self, is_http11: bool, asked: Asked) -> Result<(), ResponseError> {
         let mut coding = None;
         let mut closes = false;
-        for field in self.fields {
-            match classify(field.name.as_bytes()) {
+        for (place, field) in self.fields.iter().enumerate() {
+            match self.others.classify(place, field.name.as_bytes()) {
                 Name::ContentLength => {
                     let length = headers::content_length(field.value).ok_or(ResponseError::Framing)?;
                     if self.content_length.replace(length).is_some_and(|earlier| earlier != length) {
@@ -182,12 +201,12 @@ pub struct Replaces {
 pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u8>) {
     push_status_line(head.status, head.reason, out);
     let mut has_date = false;
-    for field in head.fields {
-        let name = field.name.as_bytes();
-        match classify(name) {
+    let mut copier = FieldCopier::new(head.bytes);
+    for (place, field) in head.fields.iter().enumerate() {
+        match head.others.recall(place, field.name.as_bytes()) {
             Name::Date => {
                 has_date = true;
-                push_field(name, field.value, out);
+                copier.push(field, out);
             }
             Name::Connection
             | Name::ContentLength
@@ -201,21 +220,22 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
             // 426 must say what it takes (RFC 9110, section 15.5.22).
             Name::Upgrade if !matches!(head.status, 101 | 426) => {}
             _ if head.nominates && headers::is_nominated(head.fields, field.name) => {}
-            _ => push_field(name, field.value, out),
+            _ => copier.push(field, out),
         }
     }
+    copier.finish(out);
     if head.status < 200 {
         if head.status == 101 {
             out.extend_from_slice(b"Connection: Upgrade\r\n");
-            push_field(b"X-Request-Id", returning.request_id, out);
+            push_line(b"X-Request-Id: ", returning.request_id, out);
         }
         out.extend_from_slice(b"\r\n");
         return;
     }
     if !has_date {
-        push_field(b"Date", returning.date, out);
+        push_line(b"Date: ", returning.date, out);
     }
-    push_field(b"X-Request-Id", returning.request_id, out);
+    push_line(b"X-Request-Id: ", returning.request_id, out);
     out.extend_from_slice(b"Via: 1.1 ringway\r\n");
     out.extend_from_slice(returning.fields);
     push_connection(returning.version, returning.persistent, out);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::body::{Decoder, Framing};
 use super::headers::HeadScan;
 use super::request::{self, Forwarding, HEADER_COUNT_MAX, RequestError, Version};
-use super::response::{self, Asked, Replaces, ResponseError, Returning};
+use super::response::{self, Asked, Replaces, ResponseError, ResponseHead, Returning};
 use crate::http::method::Method;
 use crate::snapshot::Limits;
 
@@ -139,6 +139,13 @@ fn what_goes_upstream() {
         "GET /p?q=%2e&x=?y HTTP/1.1\r\nHost: a\r\nAccept:  text/html \r\n\r\n",
         &format!("GET /p?q=%2e&x=?y HTTP/1.1\r\nHost: backend:80\r\nAccept: text/html\r\n{TAIL}\r\n"),
     );
+    // Lines that are copied stand between lines that are written anew, and between lines that are left out.
+    check(
+        "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nHost: a\r\nC:3\r\nD: \r\nE:\r\nF: 6\r\nX-User-Id: 1\r\nG: 7\t\r\nDate: 8\r\n\r\n",
+        &format!(
+            "GET / HTTP/1.1\r\nHost: backend:80\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: \r\nE: \r\nF: 6\r\nG: 7\r\nDate: 8\r\n{TAIL}\r\n"
+        ),
+    );
     // Hop-by-hop fields, nominated ones, and names that the gateway alone may set.
     check(
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Drop\r\nX-Drop: 1\r\nKeep-Alive: 5\r\nUpgrade: h2c\r\n\
@@ -190,9 +197,24 @@ fn a_head_is_the_same_at_every_split() {
 
 /// Reads a response head and writes the client's.
 fn returned(head: &[u8], asked: Asked) -> Result<(Framing, bool, Vec<u8>), ResponseError> {
-    let end = response::find_end(head, &mut HeadScan::default(), &LIMITS)?.ok_or(ResponseError::Malformed)?;
-    let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let parsed = response::parse(&head[..end], &mut storage, asked)?;
+    returned_in(&[head], asked)
+}
+
+/// The same, for a head that comes in pieces; [`ResponseError::Malformed`] if it never ends.
+fn returned_in(pieces: &[&[u8]], asked: Asked) -> Result<(Framing, bool, Vec<u8>), ResponseError> {
+    let mut buf = Vec::new();
+    let mut scan = HeadScan::default();
+    for piece in pieces {
+        buf.extend_from_slice(piece);
+        let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
+        if let Some(head) = response::parse(&buf, &mut scan, &mut storage, asked, &LIMITS)? {
+            return Ok(written(&head));
+        }
+    }
+    Err(ResponseError::Malformed)
+}
+
+fn written(parsed: &ResponseHead<'_>) -> (Framing, bool, Vec<u8>) {
     let returning = Returning {
         version: Version::Http11,
         framing: if parsed.framing == Framing::Close { Framing::Chunked } else { parsed.framing },
@@ -204,8 +226,8 @@ fn returned(head: &[u8], asked: Asked) -> Result<(Framing, bool, Vec<u8>), Respo
         replaces: Replaces::default(),
     };
     let mut out = Vec::new();
-    response::write(&parsed, &returning, &mut out);
-    Ok((parsed.framing, parsed.persistent, out))
+    response::write(parsed, &returning, &mut out);
+    (parsed.framing, parsed.persistent, out)
 }
 
 const GET: Asked = Asked { method: Method::Get, upgrade: false };
@@ -252,6 +274,9 @@ fn hostile_response_heads() {
     check("HTTP/1.1 099 Low\r\n\r\n", ResponseError::Malformed);
     check("HTTP/2.0 200 OK\r\n\r\n", ResponseError::Malformed);
     check("ICY 200 OK\r\n\r\n", ResponseError::Malformed);
+    check("\r\nHTTP/1.1 200 OK\r\n\r\n", ResponseError::Malformed);
+    check("\nHTTP/1.1 200 OK\r\n\r\n", ResponseError::BareLineEnd);
+    check("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", ResponseError::BareLineEnd);
     check(&ok("A : b\r\n"), ResponseError::Malformed);
     check(&ok("A: b\r\n c\r\n"), ResponseError::Malformed);
     check(&ok("A: b\0\r\n"), ResponseError::Malformed);
@@ -300,6 +325,10 @@ fn nearly_http() -> impl Strategy<Value = Vec<u8>> {
         Just(b"Content-Length: 3\r\n".to_vec()),
         Just(b"Transfer-Encoding: chunked\r\n".to_vec()),
         Just(b"Connection: ".to_vec()),
+        Just(b"A: b\r\n".to_vec()),
+        Just(b"A:b \r\n".to_vec()),
+        Just(b"A: b\n".to_vec()),
+        Just(b"\n".to_vec()),
         Just(b"\r\n".to_vec()),
         Just(b"5\r\nhello\r\n".to_vec()),
         Just(b"0\r\n\r\n".to_vec()),
@@ -314,6 +343,18 @@ proptest! {
         let _ = forwarded(&bytes);
         for asked in [GET, HEAD, UPGRADE] {
             let _ = returned(&bytes, asked);
+        }
+    }
+
+    /// A head that comes at once is read in another way than one whose end has to be looked for.
+    #[test]
+    fn heads_do_not_depend_on_reads(bytes in nearly_http()) {
+        if let Some(last) = bytes.len().checked_sub(1) {
+            let (first, second) = bytes.split_at(last);
+            prop_assert_eq!(forwarded(&bytes), forwarded_in(&[first, second]));
+            for asked in [GET, HEAD, UPGRADE] {
+                prop_assert_eq!(returned(&bytes, asked), returned_in(&[first, second], asked));
+            }
         }
     }
 

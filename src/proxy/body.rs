@@ -218,7 +218,7 @@ impl Download<'_, '_> {
     /// passes on the rest.
     ///
     /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
-    pub async fn run(mut self, mut inbound: Vec<u8>, at: usize) -> Result<Ended, Failure> {
+    pub async fn run(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<Ended, Failure> {
         // Backends send bodies that may not be there, after HEAD or with 304: such a connection is looked at before its next use.
         let may_read_ahead = !self.decoder.is_done();
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
@@ -233,7 +233,7 @@ impl Download<'_, '_> {
         upstream::pass(self.tx, self.to, self.to_watch).await?;
 
         let idle_body = self.tx.timeouts().idle_body;
-        let mut buf = inbound;
+        let mut buf = take(inbound);
         let mut turns = 0;
         while !self.decoder.is_done() {
             let worker = Rc::clone(&self.tx.worker);

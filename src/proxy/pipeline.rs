@@ -55,11 +55,12 @@ pub async fn serve(
     if tx.awaits_ledger {
         tx.tries.begun = Some(Instant::now());
     }
-    match verdict {
-        Verdict::Answer(problem) => answer::problem(&mut tx, client, &problem).await,
+    // By reference, or the future would have room for each of them twice.
+    match &mut verdict {
+        Verdict::Answer(problem) => answer::problem(&mut tx, client, problem).await,
         Verdict::Options => answer::options(&mut tx, client).await,
         Verdict::Preflight => answer::preflight(&mut tx, client).await,
-        Verdict::Health(which) => answer::health(&mut tx, client, which).await,
+        Verdict::Health(which) => answer::health(&mut tx, client, *which).await,
         Verdict::Forward(plan) => upstream::forward(&mut tx, client, buf, plan).await,
     }
 }
@@ -89,6 +90,11 @@ fn decide(
             return Verdict::Answer(error.problem());
         }
     };
+    if head.bytes.len() < at.len() {
+        // The next request stands behind it.
+        let at = at.start..at.start + head.bytes.len();
+        return decide(tx, client, buf, Ok(at));
+    }
     tx.identify(&head);
     let trusted = &loaded.snapshot.trusted_proxies;
     let peer_is_trusted = client.peer.is_some_and(|peer| is_in(trusted, peer));
@@ -188,7 +194,7 @@ fn stages(
     if head.target.len() > service.limits.uri_bytes {
         return refuse(RequestError::TargetTooLong.problem());
     }
-    if head.length > service.limits.header_bytes || head.fields.len() > service.limits.header_count {
+    if head.bytes.len() > service.limits.header_bytes || head.fields.len() > service.limits.header_count {
         return refuse(RequestError::HeadTooLarge.problem());
     }
     let body_max = service.limits.body_bytes;

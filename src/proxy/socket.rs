@@ -205,31 +205,33 @@ fn filled((result, slice): (io::Result<usize>, SliceMut<Vec<u8>>)) -> Filled {
 
 impl Writer {
     /// Sends `buf[from..to]`, all of it.
-    pub async fn write(
+    pub fn write(
         &mut self,
         mut buf: Vec<u8>,
-        from: usize,
+        mut from: usize,
         to: usize,
         patience: Patience<'_>,
-    ) -> (Result<(), WriteError>, Vec<u8>) {
+    ) -> impl Future<Output = (Result<(), WriteError>, Vec<u8>)> {
         let start = from;
-        let mut from = from;
-        while from < to {
-            patience.renew();
-            let slice = buf.slice(from..to);
-            let (result, slice) = match self {
-                Writer::Tcp(half) => half.write(slice).await,
-                Writer::Unix(half) => half.write(slice).await,
-            };
-            buf = slice.into_inner();
-            match result {
-                Ok(written) if written > 0 => from += written,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => break,
+        // A block, since an async function holds what it is given twice.
+        async move {
+            while from < to {
+                patience.renew();
+                let slice = buf.slice(from..to);
+                let (result, slice) = match self {
+                    Writer::Tcp(half) => half.write(slice).await,
+                    Writer::Unix(half) => half.write(slice).await,
+                };
+                buf = slice.into_inner();
+                match result {
+                    Ok(written) if written > 0 => from += written,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(_) | Err(_) => break,
+                }
             }
+            patience.done();
+            (if from < to { Err(WriteError { written: from - start }) } else { Ok(()) }, buf)
         }
-        patience.done();
-        (if from < to { Err(WriteError { written: from - start }) } else { Ok(()) }, buf)
     }
 
     /// Sends all of `buf`.

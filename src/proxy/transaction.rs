@@ -253,12 +253,12 @@ impl<'a> Transaction<'a> {
 
     /// The times that hold for it: its service's, or while it has none, the gateway's.
     pub fn timeouts(&self) -> &Timeouts {
-        self.service().map_or(&self.loaded.snapshot.timeouts, |(service, _)| &service.timeouts)
+        self.service.map_or(&self.loaded.snapshot.timeouts, |index| &self.loaded.snapshot.services[index].timeouts)
     }
 
     /// The sizes that hold for it.
     pub fn limits(&self) -> &Limits {
-        self.service().map_or(&self.loaded.snapshot.limits, |(service, _)| &service.limits)
+        self.service.map_or(&self.loaded.snapshot.limits, |index| &self.loaded.snapshot.services[index].limits)
     }
 
     /// The endpoint, once there is one.

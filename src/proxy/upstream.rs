@@ -66,8 +66,8 @@ pub enum Ended {
 }
 
 /// Forwards a request and passes its answer on.
-pub async fn forward(tx: &mut Transaction<'_>, client: &mut Client, leftover: &mut Vec<u8>, mut plan: Plan) -> Next {
-    let failure = match tries(tx, client, leftover, &mut plan).await {
+pub async fn forward(tx: &mut Transaction<'_>, client: &mut Client, leftover: &mut Vec<u8>, plan: &mut Plan) -> Next {
+    let failure = match tries(tx, client, leftover, plan).await {
         Ok(next) => return next,
         Err(failure) => failure,
     };
@@ -144,7 +144,8 @@ async fn exchange(
             Ok(()) if whole => {
                 let (due, deadline) = attempt::answer_due(tx, plan);
                 upstream.watch.read_until(due, deadline);
-                receive(tx, &mut client.socket.writer, &client.socket.watch, &mut upstream, plan, &shared).await
+                let Socket { reader, watch, .. } = &mut upstream;
+                receive(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
             Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared, reused)).await,
@@ -155,7 +156,8 @@ async fn exchange(
                 if reused && !client.socket.watch.peer_gone() =>
             {
                 let progress = progress(sent, whole, &shared);
-                let may_repeat = plan.is_idempotent || (!reset && undelivered(&upstream, request_bytes).await);
+                let may_repeat =
+                    plan.is_idempotent || (!reset && Box::pin(undelivered(&upstream, request_bytes)).await);
                 if !(progress == Progress::NotSent || progress == Progress::AtHand && may_repeat) {
                     return Err((failure, progress));
                 }
@@ -304,7 +306,7 @@ async fn duplex(
             idle_body,
             response_header,
         };
-        let receive = receive_from(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, shared);
+        let receive = receive(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, shared);
         body::run_both(upload.run(), receive, shared, first_read).await
     };
     plan.body = body;
@@ -316,19 +318,8 @@ async fn duplex(
     })
 }
 
-async fn receive(
-    tx: &mut Transaction<'_>,
-    writer: &mut Writer,
-    client_watch: &Watched,
-    upstream: &mut Socket,
-    plan: &Plan,
-    shared: &Shared,
-) -> Result<Ended, Failure> {
-    receive_from(tx, writer, client_watch, &mut upstream.reader, &upstream.watch, plan, shared).await
-}
-
 /// Reads the answer and passes it on to the client.
-async fn receive_from(
+async fn receive(
     tx: &mut Transaction<'_>,
     writer: &mut Writer,
     client_watch: &Watched,
@@ -341,17 +332,18 @@ async fn receive_from(
     inbound.clear();
     let mut scan = HeadScan::default();
     let mut interim = 0;
-    let (answer, end) = loop {
-        let end = response::find_end(&inbound, &mut scan, tx.limits()).map_err(Failure::UpstreamHead)?;
-        if let Some(end) = end {
-            // How long the client took to send its body is no time of the endpoint's.
-            tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
-            let Some(answer) = render(tx, &inbound[..end], plan, shared).map_err(Failure::UpstreamHead)? else {
-                tx.worker.buffers.give(inbound);
-                return Err(Failure::UpstreamStatus);
-            };
+    let answer = loop {
+        let rendered = match inbound.is_empty() {
+            true => Rendered::Incomplete,
+            false => render(tx, &inbound, &mut scan, plan, shared).map_err(Failure::UpstreamHead)?,
+        };
+        if let Rendered::NotPassedOn = rendered {
+            tx.worker.buffers.give(inbound);
+            return Err(Failure::UpstreamStatus);
+        }
+        if let Rendered::Answer(answer) = rendered {
             if answer.is_final() {
-                break (answer, end);
+                break answer;
             }
             interim += 1;
             if interim > INTERIM_MAX {
@@ -368,7 +360,7 @@ async fn receive_from(
                 watch.read_done();
                 client_watch.read_until(tx.worker.after(tx.timeouts().idle_body), Deadline::IdleBody);
             }
-            inbound.drain(..end);
+            inbound.drain(..answer.head_bytes);
             scan = HeadScan::default();
             continue;
         }
@@ -401,11 +393,11 @@ async fn receive_from(
     tx.persistent = answer.client_persistent;
     if answer.status == 101 {
         pass(tx, writer, client_watch).await?;
-        inbound.drain(..end);
+        inbound.drain(..answer.head_bytes);
         tx.scratch.inbound = inbound;
         return Ok(Ended::Switched);
     }
-    let download = Download {
+    let mut download = Download {
         tx,
         from: reader,
         from_watch: watch,
@@ -416,12 +408,24 @@ async fn receive_from(
         with_trailers: plan.accepts_trailers,
         upstream_persistent: answer.upstream_persistent,
     };
-    download.run(inbound, end).await
+    download.run(&mut inbound, answer.head_bytes).await
+}
+
+/// What [`render`] made of what an upstream sent.
+#[derive(Debug, Clone, Copy)]
+enum Rendered {
+    /// The head goes on.
+    Incomplete,
+    /// Another endpoint is to answer, and the request stands in the scratch's `out` still.
+    NotPassedOn,
+    /// The client's head stands there.
+    Answer(Answer),
 }
 
 /// What [`render`] read out of an upstream's head.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
+    head_bytes: usize,
     status: u16,
     upstream_framing: Framing,
     upstream_persistent: bool,
@@ -436,20 +440,24 @@ impl Answer {
     }
 }
 
-/// Reads an upstream's head and writes the client's into the scratch's `out`. `None` where another endpoint is to answer,
-/// and the request stands there still.
+/// Reads an upstream's head and writes the client's into the scratch's `out`.
 fn render(
     tx: &mut Transaction<'_>,
-    head: &[u8],
+    inbound: &[u8],
+    scan: &mut HeadScan,
     plan: &Plan,
     shared: &Shared,
-) -> Result<Option<Answer>, response::ResponseError> {
+) -> Result<Rendered, response::ResponseError> {
     let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let head = response::parse(head, &mut storage, plan.asked)?;
+    let Some(head) = response::parse(inbound, scan, &mut storage, plan.asked, tx.limits())? else {
+        return Ok(Rendered::Incomplete);
+    };
+    // How long the client took to send its body is no time of the endpoint's.
+    tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
     if head.status >= 400
         && attempt::again_for_status(tx, plan, head.status, progress(Ok(()), shared.upload_done.get(), shared))
     {
-        return Ok(None);
+        return Ok(Rendered::NotPassedOn);
     }
     let framing = match (head.framing, tx.version) {
         (Framing::Chunked | Framing::Close, Version::Http11) => Framing::Chunked,
@@ -471,7 +479,8 @@ fn render(
     };
     tx.scratch.out.clear();
     response::write(&head, &returning, &mut tx.scratch.out);
-    Ok(Some(Answer {
+    Ok(Rendered::Answer(Answer {
+        head_bytes: head.bytes.len(),
         status: head.status,
         upstream_framing: head.framing,
         upstream_persistent: head.persistent,

@@ -10,8 +10,8 @@ use crate::support::{Backend, Gate, Gateway, QUIET, kernel, pattern, service, un
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// More than the kernel takes for a connection whose other end reads nothing, in bytes.
 const TOO_LONG: usize = 16 * 1024 * 1024;
-/// What the gateway reads at once, in bytes.
-const PIECE: usize = 16 * 1024;
+/// The most that the gateway reads at once, in bytes.
+const PIECE: usize = 64 * 1024;
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 /// Sends one chunk each 100 ms.
