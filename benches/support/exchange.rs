@@ -141,7 +141,7 @@ impl Worker {
     fn forward(&mut self, request: &[u8], answer: &mut [u8]) -> usize {
         let limits = &Rc::clone(&self.loaded).snapshot.limits;
         let skip = request::leading_empty_lines(request);
-        let end = request::find_end(request, skip, &mut HeadScan::from(skip), limits).expect("fine").expect("whole");
+        let end = request::holds_head(request, skip, &mut HeadScan::from(skip), limits).expect("fine").expect("whole");
         self.counters.request_started();
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let head = request::parse(&request[skip..end], &mut storage, limits).expect("fine");

@@ -30,7 +30,7 @@ pub fn request() -> Work {
     let mut out = Vec::with_capacity(4096);
     work(move || {
         let bytes = black_box(REQUEST);
-        let end = request::find_end(bytes, 0, &mut HeadScan::default(), &limits).expect("fine").expect("whole");
+        let end = request::holds_head(bytes, 0, &mut HeadScan::default(), &limits).expect("fine").expect("whole");
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let head = request::parse(&bytes[..end], &mut storage, &limits).expect("fine");
         let forwarding = Forwarding {

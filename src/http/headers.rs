@@ -55,7 +55,7 @@ impl Name {
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
 ///
-/// It is asked twice for each field of a message: length and first letter leave few candidates, which are compared without a
+/// It is asked for each field of a message, and twice for those that are special: length and first letter leave few candidates, which are compared without a
 /// branch for each letter.
 pub fn classify(name: &[u8]) -> Name {
     let Some(first) = name.first() else { return Name::Other };
@@ -279,7 +279,7 @@ impl<'a> FieldCopier<'a> {
         FieldCopier { head, lines: 0..0 }
     }
 
-    /// Appends `field` and a line end, in its turn.
+    /// Appends `field` and a line end, in its turn: as it stands, or written anew where white space differs.
     pub fn push(&mut self, field: &httparse::Header<'_>, out: &mut Vec<u8>) {
         match self.line(field) {
             Some(line) if line.start == self.lines.end => self.lines.end = line.end,
@@ -300,21 +300,23 @@ impl<'a> FieldCopier<'a> {
         out.extend_from_slice(&self.head[lines]);
     }
 
-    /// Where in the head the field's line stands, if nothing in it has to be written anew: white space, that is.
+    /// Where in the head the field's line stands, if it is written there as [`push_field`] would write it.
     fn line(&self, field: &httparse::Header<'_>) -> Option<Range<usize>> {
         let place = |part: &[u8]| part.as_ptr().addr().wrapping_sub(self.head.as_ptr().addr());
         let start = place(field.name.as_bytes());
         let colon = start.checked_add(field.name.len())?;
-        let value = colon + b": ".len();
-        let end = value + field.value.len();
+        let value = colon.checked_add(b": ".len())?;
+        let end = value.checked_add(field.value.len())?;
+        let next = end.checked_add(b"\r\n".len())?;
         let is_ours = place(field.value) == value
             && self.head.get(colon..value) == Some(b": ")
-            && self.head.get(end..end + b"\r\n".len()) == Some(b"\r\n");
-        is_ours.then_some(start..end + b"\r\n".len())
+            && self.head.get(end..next) == Some(b"\r\n");
+        is_ours.then_some(start..next)
     }
 }
 
-/// Whether each line of a head ends in CR LF, which httparse leaves open: `fields` are what it read, and it folds no lines.
+/// Whether each line of a head ends in CR LF. `fields` are what httparse read of it, which takes a CR nowhere but before an LF, and
+/// an LF alone for a line end; each name begins right behind one.
 pub fn has_strict_line_ends(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
     let begins_a_line = |name: &str| {
         let before = name.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
@@ -323,7 +325,7 @@ pub fn has_strict_line_ends(head: &[u8], fields: &[httparse::Header<'_>]) -> boo
     head.ends_with(b"\r\n\r\n") && fields.iter().all(|field| begins_a_line(field.name))
 }
 
-/// Appends a line: `label` is the field's name with `": "`.
+/// Appends `value` and a line end behind `label`: the field's name with `": "`, and whatever stands before that.
 #[inline]
 pub fn push_line<const LENGTH: usize>(label: &[u8; LENGTH], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(label);

@@ -167,12 +167,12 @@ pub fn leading_empty_lines(bytes: &[u8]) -> usize {
 /// Whether `bytes` hold a whole head yet: up to where they do, or `None`. `scan` remembers what was looked at; `skip` is what
 /// [`leading_empty_lines`] said.
 ///
-/// Most heads come at once and alone. So bytes that are looked at for the first time and end as a head does are given back whole:
-/// [`parse`] tells where the head in them ends.
+/// Most heads come at once and alone. So bytes that end as a head does, and of which nothing was looked at yet, are given back
+/// whole: [`parse`] tells where the head in them ends. In all others its end is looked for, each byte once.
 ///
 /// # Errors
-/// [`RequestError::BareLineEnd`], and the two limits, as soon as they are certain.
-pub fn find_end(
+/// [`RequestError::BareLineEnd`] and the two limits, in what is looked at, as soon as they are certain.
+pub fn holds_head(
     bytes: &[u8],
     skip: usize,
     scan: &mut HeadScan,
@@ -194,8 +194,7 @@ pub fn find_end(
     }
 }
 
-/// Reads the head that [`find_end`] found: `bytes` begin with the request line, and what may stand behind the empty line is left
-/// alone.
+/// Reads the head that `bytes` begin with and hold whole, as [`holds_head`] said; what stands behind its empty line is left alone.
 ///
 /// # Errors
 /// Every reason in [`RequestError`]. Nothing ambiguous is repaired.
@@ -208,7 +207,7 @@ pub fn parse<'a>(
     let allowed = limits.header_count.min(HEADER_COUNT_MAX);
     let length = match request.parse_with_uninit_headers(bytes, &mut storage[..allowed]) {
         Ok(httparse::Status::Complete(length)) => length,
-        failed => return Err(refusal(bytes, failed.err(), limits)),
+        failed => return Err(refusal(bytes, failed.err())),
     };
     let bytes = &bytes[..length];
     let (method_token, target, version) = match (request.method, request.path, request.version) {
@@ -354,14 +353,13 @@ impl<'a> RequestHead<'a> {
 
 /// Why httparse did not read `bytes` as a head, or did not find its end.
 #[cold]
-fn refusal(bytes: &[u8], error: Option<httparse::Error>, limits: &Limits) -> RequestError {
-    match (HeadScan::default().advance(bytes), error) {
-        (Err(_), _) => RequestError::BareLineEnd,
-        (Ok(Some(end)), _) if end > limits.header_bytes => RequestError::HeadTooLarge,
-        (_, None | Some(httparse::Error::NewLine | httparse::Error::Token)) => RequestError::RequestLine,
-        (_, Some(httparse::Error::TooManyHeaders)) => RequestError::HeadTooLarge,
-        (_, Some(httparse::Error::Version)) => version_error(bytes),
-        (_, Some(_)) => RequestError::Field,
+fn refusal(bytes: &[u8], error: Option<httparse::Error>) -> RequestError {
+    match error {
+        _ if HeadScan::default().advance(bytes).is_err() => RequestError::BareLineEnd,
+        None | Some(httparse::Error::NewLine | httparse::Error::Token) => RequestError::RequestLine,
+        Some(httparse::Error::TooManyHeaders) => RequestError::HeadTooLarge,
+        Some(httparse::Error::Version) => version_error(bytes),
+        Some(_) => RequestError::Field,
     }
 }
 
@@ -488,7 +486,7 @@ pub fn replace_host(out: &mut Vec<u8>, authority: &[u8]) {
     }
 }
 
-/// Writes the head that goes upstream: always HTTP/1.1, persistent, re-serialised field by field.
+/// Writes the head that goes upstream: always HTTP/1.1, persistent, each of its lines as the gateway writes it.
 pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(head.method_token);
     out.push(b' ');

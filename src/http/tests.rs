@@ -21,6 +21,11 @@ fn forwarded(bytes: &[u8]) -> Result<Option<Vec<u8>>, RequestError> {
 
 /// The same, for bytes that come in pieces.
 fn forwarded_in(pieces: &[&[u8]]) -> Result<Option<Vec<u8>>, RequestError> {
+    Ok(read_in(pieces)?.map(|(out, _)| out))
+}
+
+/// The same, with where in the bytes the head ends.
+fn read_in(pieces: &[&[u8]]) -> Result<Option<(Vec<u8>, usize)>, RequestError> {
     let mut buf = Vec::new();
     let mut skip = 0;
     let mut scan = HeadScan::default();
@@ -30,7 +35,7 @@ fn forwarded_in(pieces: &[&[u8]]) -> Result<Option<Vec<u8>>, RequestError> {
             skip = request::leading_empty_lines(&buf);
             scan = HeadScan::from(skip);
         }
-        if let Some(end) = request::find_end(&buf, skip, &mut scan, &LIMITS)? {
+        if let Some(end) = request::holds_head(&buf, skip, &mut scan, &LIMITS)? {
             let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
             let head = request::parse(&buf[skip..end], &mut storage, &LIMITS)?;
             let forwarding = Forwarding {
@@ -46,7 +51,7 @@ fn forwarded_in(pieces: &[&[u8]]) -> Result<Option<Vec<u8>>, RequestError> {
             };
             let mut out = Vec::new();
             request::write(&head, &forwarding, &mut out);
-            return Ok(Some(out));
+            return Ok(Some((out, skip + head.bytes.len())));
         }
     }
     Ok(None)
@@ -59,6 +64,16 @@ fn hostile_request_heads() {
     let get = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
     let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
 
+    for bare in [
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\nB: c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nE:\nB: c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\n\nX: y\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\nX: y\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\n\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
+        check(bare, BareLineEnd);
+    }
     check("GET / HTTP/1.1\nHost: a\n\n", BareLineEnd);
     check("GET / HTTP/1.1\r\nHost: a\n\r\n", BareLineEnd);
     check(&get("A: b\rc\r\n"), BareLineEnd);
@@ -195,6 +210,22 @@ fn a_head_is_the_same_at_every_split() {
     assert_eq!(forwarded_in(&bytes), whole);
 }
 
+#[test]
+fn what_stands_behind_a_head_is_left_alone() {
+    let check = |head: &str, behind: &str| {
+        let bytes = format!("{head}{behind}");
+        let (_, end) = read_in(&[bytes.as_bytes()]).expect("well-formed").expect("whole");
+        assert_eq!(end, head.len(), "{bytes:?}");
+    };
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    check(get, "");
+    check(get, get);
+    check(get, "GET / HTTP/1.1\nHost: a\r\n\r\n");
+    check(&format!("\r\n\r\n{get}"), "\r\n\r\n");
+    check("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\na\r\n0\r\n\r\n");
+    check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", "GET /");
+}
+
 /// Reads a response head and writes the client's.
 fn returned(head: &[u8], asked: Asked) -> Result<(Framing, bool, Vec<u8>), ResponseError> {
     returned_in(&[head], asked)
@@ -276,7 +307,10 @@ fn hostile_response_heads() {
     check("ICY 200 OK\r\n\r\n", ResponseError::Malformed);
     check("\r\nHTTP/1.1 200 OK\r\n\r\n", ResponseError::Malformed);
     check("\nHTTP/1.1 200 OK\r\n\r\n", ResponseError::BareLineEnd);
+    check("HTTP/1.1 200 OK\nA: b\r\n\r\n", ResponseError::BareLineEnd);
     check("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", ResponseError::BareLineEnd);
+    check("HTTP/1.1 200 OK\r\nA:\nC: d\r\n\r\n", ResponseError::BareLineEnd);
+    check("HTTP/1.1 200 OK\r\nA: b\n\nHTTP/1.1 200 OK\r\n\r\n", ResponseError::BareLineEnd);
     check(&ok("A : b\r\n"), ResponseError::Malformed);
     check(&ok("A: b\r\n c\r\n"), ResponseError::Malformed);
     check(&ok("A: b\0\r\n"), ResponseError::Malformed);
@@ -348,10 +382,11 @@ proptest! {
 
     /// A head that comes at once is read in another way than one whose end has to be looked for.
     #[test]
-    fn heads_do_not_depend_on_reads(bytes in nearly_http()) {
+    fn heads_do_not_depend_on_reads(bytes in nearly_http(), begins in 0..3usize) {
+        let bytes = [[&b""[..], b"GET / HTTP/1.1\r\nHost: a\r\n", b"HTTP/1.1 200 OK\r\n"][begins], &bytes].concat();
         if let Some(last) = bytes.len().checked_sub(1) {
             let (first, second) = bytes.split_at(last);
-            prop_assert_eq!(forwarded(&bytes), forwarded_in(&[first, second]));
+            prop_assert_eq!(read_in(&[&bytes]), read_in(&[first, second]));
             for asked in [GET, HEAD, UPGRADE] {
                 prop_assert_eq!(returned(&bytes, asked), returned_in(&[first, second], asked));
             }

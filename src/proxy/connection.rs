@@ -131,7 +131,8 @@ impl Arrival {
         Arrival { skip: 0, scan: HeadScan::default(), idle_until, deadline: None, is_idle: false }
     }
 
-    /// The place of the head in `buf`, or why it is refused; `None` when more has to be read, for which `buf` then has room.
+    /// The place in `buf` that begins with the head and holds it whole, or why it is refused; `None` when more has to be read, for
+    /// which `buf` then has room.
     fn look(&mut self, worker: &Worker, client: &Client, buf: &mut Vec<u8>) -> Option<Result<Range<usize>, Problem>> {
         let watch = &client.socket.watch;
         // Empty lines may come in pieces.
@@ -149,7 +150,7 @@ impl Arrival {
         let loaded = worker.loaded();
         let snapshot = &loaded.snapshot;
         let deadline = *self.deadline.get_or_insert_with(|| worker.after(snapshot.timeouts.header_read));
-        let head = match request::find_end(buf, self.skip, &mut self.scan, &snapshot.limits) {
+        let head = match request::holds_head(buf, self.skip, &mut self.scan, &snapshot.limits) {
             Ok(None) => {
                 make_room(worker, buf);
                 watch.read_until(deadline, Deadline::HeaderRead);

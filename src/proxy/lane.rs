@@ -28,7 +28,7 @@ pub struct Job {
     pub client: Box<Client>,
     /// What was read.
     pub buf: Vec<u8>,
-    /// Where in `buf` the head stands, or why it is refused.
+    /// The place in `buf` that begins with the head and holds it whole, or why it is refused.
     pub head: Result<Range<usize>, Problem>,
 }
 

@@ -97,17 +97,14 @@ pub fn fold<'a>(normal: &[u8], scratch: &'a mut Vec<u8>) -> Option<&'a [u8]> {
 }
 
 /// Whether [`fold`] may have something to do: an escape, a path parameter, an empty segment, or a dot at a segment's end.
-/// Without a branch per byte, like [`is_plain`].
 fn is_foldable(normal: &[u8]) -> bool {
-    let mut suspicious = 0;
-    let mut previous = class::PLAIN;
+    let mut suspicious = normal.last() == Some(&b'.');
+    let mut previous = 0;
     for &byte in normal {
-        let class = CLASSES[byte as usize];
-        // The second term is set for a slash right behind a slash, the third for one behind a dot.
-        suspicious |= class & class::CUT | previous & class & class::SLASH | previous << 1 & class & class::SLASH;
-        previous = class;
+        suspicious |= matches!(byte, b'%' | b';') | (byte == b'/' && matches!(previous, b'/' | b'.'));
+        previous = byte;
     }
-    suspicious != 0 || previous == class::DOT
+    suspicious
 }
 
 /// How long the separator is that `rest` begins with; 0 for none.
@@ -136,8 +133,6 @@ mod class {
     pub const SLASH: u8 = 2;
     /// Not to be judged by a scan: an escape, or a byte outside the grammar.
     pub const OTHER: u8 = 4;
-    /// What a lenient backend may cut a segment at: an escape, or a path parameter.
-    pub const CUT: u8 = 8;
 }
 
 static CLASSES: [u8; 256] = {
@@ -151,8 +146,6 @@ static CLASSES: [u8; 256] = {
     }
     classes[b'.' as usize] = class::DOT;
     classes[b'/' as usize] = class::SLASH;
-    classes[b'%' as usize] |= class::CUT;
-    classes[b';' as usize] |= class::CUT;
     classes
 };
 

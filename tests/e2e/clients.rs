@@ -167,7 +167,7 @@ for round in range(5):
     assert answer.read()
 print("done")
 "#;
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).expect("a port").port();
+    let port = crate::redis::port::free_port();
     let mut server = Command::new("python3").args(["-c", SERVER, &port.to_string()]).spawn().expect("python3");
     crate::support::until("the server listens", || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
     let gateway = Gateway::start(&crate::support::service("api", &[format!("http://127.0.0.1:{port}")], ""));

@@ -1,10 +1,10 @@
 //! Which pages may ask, and that a browser can read whatever answers them.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 
 use serde_json::Value;
 
+use crate::redis::port::free_port;
 use crate::support::client::Response;
 use crate::support::{Backend, Gateway, service};
 
@@ -136,11 +136,6 @@ fn a_browser_agrees() {
         assert!(outcome["error"].is_string(), "{case}: {outcomes:#}");
     }
     assert_eq!(stranger["opaque"]["status"], 0, "the gateway was there: {outcomes:#}");
-}
-
-/// A port that is free now. The script opens it a moment later.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 #[test]

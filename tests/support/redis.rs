@@ -2,11 +2,16 @@
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use port::free_port;
+
+#[path = "port.rs"]
+pub mod port;
 
 /// How long anything of a test may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -191,10 +196,6 @@ impl RedisConnection {
         self.send(parts);
         self.reply()
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 fn spawn(port: u16, folder: &std::path::Path, args: &[String]) -> Child {

@@ -5,17 +5,17 @@
 
 use std::io;
 use std::net::TcpListener as StdListener;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::snapshot::{Phase, Seam};
@@ -36,6 +36,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long clients who are being answered may hold up the process's end.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long those may who have connected and not asked yet: what they ask may be on its way.
+const ASKS_WITHIN: Duration = Duration::from_millis(500);
+
 /// Answers with `routes` until the process drains: the next one, if there is one, accepts from the same listener by then.
 /// Returns when everybody who was being answered has their answer, or their time is over.
 pub async fn serve(listener: StdListener, routes: Router, seam: Arc<Seam>) {
@@ -51,14 +54,15 @@ pub async fn serve(listener: StdListener, routes: Router, seam: Arc<Seam>) {
             sleep(LOOK_EVERY).await;
         }
     };
-    let connections = GracefulShutdown::new();
+    let (end, ending) = watch::channel(false);
     tokio::select! {
-        () = accept(&listener, &routes, &connections) => {}
+        () = accept(&listener, &routes, &ending) => {}
         () = draining => {}
     }
-    drop(listener);
+    drop((listener, ending));
+    end.send_replace(true);
     // What is still open then is a stream, or a client that does not read.
-    let _ = timeout(ENDS_WITHIN, connections.shutdown()).await;
+    let _ = timeout(ENDS_WITHIN, end.closed()).await;
 }
 
 fn configure(stream: &TcpStream) -> io::Result<()> {
@@ -66,7 +70,7 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(TAKEN_WITHIN))
 }
 
-async fn accept(listener: &TcpListener, routes: &Router, connections: &GracefulShutdown) {
+async fn accept(listener: &TcpListener, routes: &Router, ending: &watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // It is never closed.
@@ -80,22 +84,95 @@ async fn accept(listener: &TcpListener, routes: &Router, connections: &GracefulS
             // It is gone already.
             continue;
         }
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_WITHIN)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.clone()));
-        let connection = connections.watch(connection);
+        let (routes, ending) = (routes.clone(), ending.clone());
         tokio::spawn(async move {
-            // Whoever breaks off is nobody's loss.
-            let _ = connection.await;
+            answer(stream, routes, ending).await;
             drop(place);
         });
     }
 }
 
+/// Serves a connection until its client or the process ends it; in the latter case after the answer to what was asked.
+async fn answer(stream: TcpStream, routes: Router, mut ending: watch::Receiver<bool>) {
+    // hyper closes a connection of which it has read nothing when the end comes, though something may have come.
+    let mut first = [0];
+    let asked = tokio::select! {
+        peeked = timeout(HEAD_WITHIN, stream.peek(&mut first)) => peeked.is_ok_and(|peeked| peeked.is_ok()),
+        () = async { ends(&mut ending).await; sleep(ASKS_WITHIN).await } => false,
+    };
+    if !asked {
+        return;
+    }
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        // First, so that it has begun to read when the end comes.
+        biased;
+        result = connection.as_mut() => result,
+        () = ends(&mut ending) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    // Whoever breaks off is nobody's loss.
+    let _ = result;
+}
+
+/// Waits for the process's end.
+async fn ends(ending: &mut watch::Receiver<bool>) {
+    // A sender that is gone has no other news.
+    let _ = ending.wait_for(|&ends| ends).await;
+}
+
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::control::build;
+
+    async fn connect(address: std::net::SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect(address).await
+    }
+
+    async fn answer_to(client: &mut TcpStream) -> String {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("open");
+        let mut answer = vec![0; 4096];
+        let length = client.read(&mut answer).await.expect("open");
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    async fn is_closed(client: &mut TcpStream) -> bool {
+        client.read(&mut [0]).await.is_ok_and(|read| read == 0)
+    }
+
+    #[tokio::test]
+    async fn who_connected_before_the_end_may_still_ask() {
+        let listener = StdListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let seam = build::seam_without_services(1, 1);
+        let routes = Router::new().route("/", get(|| async { "ok" }));
+        let serving = tokio::spawn(serve(listener, routes, Arc::clone(&seam)));
+        let mut late = connect(address).await.expect("a listener");
+        let mut silent = connect(address).await.expect("a listener");
+        let mut idle = connect(address).await.expect("a listener");
+        // They are accepted in their order.
+        assert!(answer_to(&mut idle).await.starts_with("HTTP/1.1 200 "));
+
+        seam.advance(Phase::Draining);
+        while connect(address).await.is_ok() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(answer_to(&mut late).await.starts_with("HTTP/1.1 200 "));
+        for client in [&mut late, &mut silent, &mut idle] {
+            assert!(is_closed(client).await);
+        }
+        serving.await.expect("no panic");
+    }
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_has_so_long() {

@@ -1,7 +1,7 @@
 //! A real DNS server (NSD) of a test's own, on a free port of loopback, with the one zone `example.test`.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::DEADLINE;
+use crate::redis::port::free_port;
 
 /// The TTL of every record, unless a line says otherwise, in seconds.
 pub const TTL: u64 = 1;
@@ -124,17 +125,6 @@ fn write_zone(folder: &Path, lines: &[&str]) {
     let whole = folder.join("zone.new");
     std::fs::write(&whole, format!("{HEAD}{}\n", lines.join("\n"))).expect("a file");
     std::fs::rename(whole, folder.join("zone")).expect("a file");
-}
-
-/// A port that is free for both UDP and TCP.
-fn free_port() -> u16 {
-    loop {
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = udp.local_addr().expect("an address");
-        if TcpListener::bind(address).is_ok() {
-            return address.port();
-        }
-    }
 }
 
 fn spawn(port: u16, folder: &Path) -> Child {
