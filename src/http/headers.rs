@@ -55,8 +55,8 @@ impl Name {
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
 ///
-/// It is asked for each field of a message, and twice for those that are special: length and first letter leave few candidates, which are compared without a
-/// branch for each letter.
+/// It is asked for each field of a message, and again for those that are special: length and first letter leave few candidates,
+/// which are compared without a branch for each letter.
 pub fn classify(name: &[u8]) -> Name {
     let Some(first) = name.first() else { return Name::Other };
     match (name.len(), first.to_ascii_lowercase()) {

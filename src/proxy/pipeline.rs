@@ -33,8 +33,8 @@ enum Verdict {
     Forward(Plan),
 }
 
-/// Serves the request whose head `head` begins with, a place in `buf`, or whose head was refused, in the room of `scratch`, which is clear
-/// before and afterwards. What `buf` holds afterwards is the next request's.
+/// Serves the request whose head stands at the front of `head`, a place in `buf`, or whose head was refused, in the room of
+/// `scratch`, which is clear before and afterwards. What `buf` holds afterwards is the next request's.
 pub async fn serve(
     worker: &Rc<Worker>,
     client: &mut Client,
@@ -94,7 +94,7 @@ fn decide(
         }
     };
     if head.bytes.len() < at.len() {
-        // The next request stands behind it.
+        // A body stands behind it, or the next request.
         let at = at.start..at.start + head.bytes.len();
         return decide(tx, client, buf, Ok(at));
     }

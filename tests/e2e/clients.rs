@@ -1,7 +1,7 @@
 //! Clients and a backend of other makes: what is right by our own reading of the RFCs is right by theirs.
 
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use ringway::demo::{self, Kind};
@@ -167,7 +167,7 @@ for round in range(5):
     assert answer.read()
 print("done")
 "#;
-    let port = crate::redis::port::free_port();
+    let port = crate::support::free_port();
     let mut server = Command::new("python3").args(["-c", SERVER, &port.to_string()]).spawn().expect("python3");
     crate::support::until("the server listens", || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
     let gateway = Gateway::start(&crate::support::service("api", &[format!("http://127.0.0.1:{port}")], ""));

@@ -4,9 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::redis::port::free_port;
 use crate::support::client::Response;
-use crate::support::{Backend, Gateway, service};
+use crate::support::{Backend, Gateway, free_port, service};
 
 const APP: &str = "https://app.example.com";
 /// A backend with a CORS of its own, which must not come through beside the gateway's.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::backend::Connection;
-use crate::support::{Backend, Gateway, QUIET, service, until};
+use crate::support::{Backend, Gateway, QUIET, free_port, service, until};
 
 /// What a backend does with its checks, in place of a status.
 const HANGS: u16 = 0;
@@ -174,7 +174,7 @@ fn one_that_hangs_leaves() {
 
 /// An address where nobody listens, until the test does.
 fn nobody() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port").local_addr().expect("an address")
+    (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -15,7 +15,7 @@ use prost::Message;
 
 use crate::support::backend::Request;
 use crate::support::prometheus::PYTHON;
-use crate::support::{Backend, Gate, Gateway, service, until};
+use crate::support::{Backend, Gate, Gateway, free_port, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -148,7 +148,7 @@ struct Collector {
 
 impl Collector {
     fn passing_on_to(backend: &Backend) -> Collector {
-        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).expect("a port");
+        let free = || SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let (http, grpc) = (free(), free());
         let libraries = Path::new(PYTHON).ancestors().nth(2).expect("the environment").join("lib");
         let version =

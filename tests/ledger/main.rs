@@ -2,6 +2,8 @@
 //! against an exact model. The script's time is handed in here, as its last argument; in service it is Redis's own.
 
 mod model;
+#[path = "../support/port.rs"]
+mod port;
 mod redis;
 
 use std::cell::{Cell, RefCell};

@@ -1,12 +1,14 @@
 //! A redis-server of the test's own, and just enough of a client.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringway::redis::script;
 use ringway::traffic::window::{Grant, Limit, LimitKey, Order};
+
+use crate::port::free_port;
 
 pub struct RedisLedger {
     server: Child,
@@ -17,9 +19,7 @@ pub struct RedisLedger {
 impl RedisLedger {
     /// Starts a server that keeps nothing on disk, and loads the script.
     pub fn start() -> RedisLedger {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
+        let port = free_port();
         let server = Command::new("redis-server")
             .args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", &port.to_string()])
             .stdout(Stdio::null())

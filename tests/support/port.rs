@@ -2,8 +2,9 @@
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-/// Below those that the kernel deals out (`ip_local_port_range` in ip(7)), so that nobody is dealt it meanwhile.
-const RANGE: std::ops::Range<u16> = 10_000..32_768;
+/// Below those that the kernel deals out (`ip_local_port_range` in ip(7)), so that nobody is dealt it meanwhile, and above those
+/// that browsers refuse.
+const RANGE: std::ops::Range<u16> = 11_000..32_768;
 
 /// A port of loopback that is free for TCP and UDP.
 pub fn free_port() -> u16 {

@@ -23,7 +23,7 @@ use crate::snapshot::{Phase, Seam};
 /// The most connections; others wait in the listener's queue.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// How long a head may take to come, the first or another.
+/// How long a connection may take for its first byte, and how long for a head, the first or another.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a client may take none of what waits for it. The kernel ends the connection then, also one whose peer answers
@@ -33,14 +33,14 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 /// How often a drain is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long clients who are being answered may hold up the process's end.
+/// How long clients may hold up the process's end.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long those may who have connected and not asked yet: what they ask may be on its way.
+/// How long those may hold it up who have connected and not asked yet: what they ask may be on its way.
 const ASKS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Answers with `routes` until the process drains: the next one, if there is one, accepts from the same listener by then.
-/// Returns when everybody who was being answered has their answer, or their time is over.
+/// Returns when everybody who was being answered, or has connected and asks yet, has their answer, or their time is over.
 pub async fn serve(listener: StdListener, routes: Router, seam: Arc<Seam>) {
     let listener = match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
         Ok(listener) => listener,
@@ -61,7 +61,7 @@ pub async fn serve(listener: StdListener, routes: Router, seam: Arc<Seam>) {
     }
     drop((listener, ending));
     end.send_replace(true);
-    // What is still open then is a stream, or a client that does not read.
+    // What is still open then is a stream, or a client that does not read, or one that has begun to ask and does not go on.
     let _ = timeout(ENDS_WITHIN, end.closed()).await;
 }
 
@@ -92,11 +92,13 @@ async fn accept(listener: &TcpListener, routes: &Router, ending: &watch::Receive
     }
 }
 
-/// Serves a connection until its client or the process ends it; in the latter case after the answer to what was asked.
+/// Serves a connection until its client or the process ends it; in the latter case after the answer to what has been read.
 async fn answer(stream: TcpStream, routes: Router, mut ending: watch::Receiver<bool>) {
-    // hyper closes a connection of which it has read nothing when the end comes, though something may have come.
+    // hyper closes a connection from which it has read nothing when the end comes, though something may have come.
     let mut first = [0];
     let asked = tokio::select! {
+        // In this order: on a busy machine both may be there at once.
+        biased;
         peeked = timeout(HEAD_WITHIN, stream.peek(&mut first)) => peeked.is_ok_and(|peeked| peeked.is_ok()),
         () = async { ends(&mut ending).await; sleep(ASKS_WITHIN).await } => false,
     };
@@ -106,6 +108,8 @@ async fn answer(stream: TcpStream, routes: Router, mut ending: watch::Receiver<b
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
+        // Who asks after the end is told that there is no more.
+        .keep_alive(!*ending.borrow())
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     let mut connection = pin!(connection);
     let result = tokio::select! {
@@ -129,6 +133,8 @@ async fn ends(ending: &mut watch::Receiver<bool>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -167,11 +173,14 @@ mod tests {
         while connect(address).await.is_ok() {
             sleep(Duration::from_millis(5)).await;
         }
-        assert!(answer_to(&mut late).await.starts_with("HTTP/1.1 200 "));
+        let ended = Instant::now();
+        let answer = answer_to(&mut late).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
         for client in [&mut late, &mut silent, &mut idle] {
             assert!(is_closed(client).await);
         }
         serving.await.expect("no panic");
+        assert!(ended.elapsed() < HEAD_WITHIN / 2, "the end came, not their time");
     }
 
     #[tokio::test]

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::DEADLINE;
-use crate::redis::port::free_port;
+use super::{DEADLINE, free_port};
 
 /// The TTL of every record, unless a line says otherwise, in seconds.
 pub const TTL: u64 = 1;

@@ -15,6 +15,8 @@ pub use backend::Backend;
 pub use client::Client;
 pub use gateway::Gateway;
 
+pub use crate::redis::port::free_port;
+
 /// How long anything may take before a test fails.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 

@@ -1,14 +1,14 @@
 //! What reads metrics for a living: Prometheus, its linter, and the strict parser of its Python library.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use super::{Client, until};
+use super::{Client, free_port, until};
 
 /// A server that scrapes one target each second; ended when dropped.
 pub struct Prometheus {
@@ -29,9 +29,7 @@ impl Prometheus {
             "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: ringway, static_configs: [{{targets: ['{target}']}}]}}]\n"
         );
         std::fs::write(&config, text).expect("a file");
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
