@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Connection;
-use crate::support::{Backend, Gate, Gateway, QUIET, kernel, pattern, service, until};
+use crate::support::{Backend, Gate, Gateway, QUIET, holds_within, kernel, pattern, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// More than the kernel takes for a connection whose other end reads nothing, in bytes.
@@ -65,14 +65,12 @@ fn a_connection_in_the_middle_of_a_request_serves_no_other() {
         client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
         begun.pass();
         let mut sent = 0;
-        while held() >= sent && sent < length {
+        let mut is_stuck = false;
+        while !is_stuck && sent < length {
             let end = length.min(sent + PIECE);
             client.send(&body[sent..end]);
             sent = end;
-            let since = Instant::now();
-            while held() < sent && since.elapsed() < QUIET {
-                thread::sleep(Duration::from_millis(1));
-            }
+            is_stuck = !holds_within(QUIET, || held() >= sent);
         }
         // Nobody reads now, so this stays as it is until the backend looks. An upload that is not whole is read on once it is
         // answered, and thrown away.

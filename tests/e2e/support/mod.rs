@@ -26,13 +26,21 @@ pub const QUIET: Duration = Duration::from_millis(250);
 /// The receive buffer of a slow reader, in bytes.
 pub const SMALL: usize = 64 * 1024;
 
+/// Waits for a condition, so long; whether it came to hold.
+pub fn holds_within(time: Duration, condition: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + time;
+    loop {
+        match condition() {
+            true => return true,
+            false if Instant::now() >= end => return false,
+            false => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
 /// Waits for a condition.
 pub fn until(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+    assert!(holds_within(DEADLINE, condition), "waited in vain until {what}");
 }
 
 /// Waits until a number has risen above zero and stands still.
