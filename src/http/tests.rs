@@ -156,9 +156,9 @@ fn what_goes_upstream() {
     );
     // Lines that are copied stand between lines that are written anew, and between lines that are left out.
     check(
-        "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nHost: a\r\nC:3\r\nD: \r\nE:\r\nF: 6\r\nX-User-Id: 1\r\nG: 7\t\r\nDate: 8\r\n\r\n",
+        "GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nHost: a\r\nC:3\t\r\nD: \r\nE:\r\nF: 6\r\nX-User-Id: 1\r\nDate: 8\r\nI: 9\r\n\r\n",
         &format!(
-            "GET / HTTP/1.1\r\nHost: backend:80\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: \r\nE: \r\nF: 6\r\nG: 7\r\nDate: 8\r\n{TAIL}\r\n"
+            "GET / HTTP/1.1\r\nHost: backend:80\r\nA: 1\r\nB: 2\r\nC: 3\r\nD: \r\nE: \r\nF: 6\r\nDate: 8\r\nI: 9\r\n{TAIL}\r\n"
         ),
     );
     // Hop-by-hop fields, nominated ones, and names that the gateway alone may set.
@@ -327,8 +327,10 @@ fn what_goes_to_the_client() {
     check(
         GET,
         "HTTP/1.1 200 Fine\r\nDate: then\r\nServer: s\r\nConnection: X-Drop\r\nX-Drop: 1\r\nX-Request-Id: theirs\r\n\
-         X-Gateway-Error: forged\r\nTransfer-Encoding: chunked\r\n\r\n",
-        &format!("HTTP/1.1 200 Fine\r\nDate: then\r\nServer: s\r\n{IDENTITY}Transfer-Encoding: chunked\r\n\r\n"),
+         X-Gateway-Error: forged\r\nTransfer-Encoding: chunked\r\nAge: 1\r\n\r\n",
+        &format!(
+            "HTTP/1.1 200 Fine\r\nDate: then\r\nServer: s\r\nAge: 1\r\n{IDENTITY}Transfer-Encoding: chunked\r\n\r\n"
+        ),
     );
     check(
         HEAD,
