@@ -418,7 +418,7 @@ enum Rendered {
     Incomplete,
     /// Another endpoint is to answer, and the request stands in the scratch's `out` still.
     NotPassedOn,
-    /// The client's head stands there.
+    /// The client's head stands there, unless it gets none.
     Answer(Answer),
 }
 
@@ -466,6 +466,18 @@ fn render(
     };
     let client_persistent =
         tx.persistent && shared.upload_done.get() && framing != Framing::Close && !tx.worker.is_draining();
+    let answer = Answer {
+        head_bytes: head.bytes.len(),
+        status: head.status,
+        upstream_framing: head.framing,
+        upstream_persistent: head.persistent,
+        framing,
+        client_persistent,
+    };
+    if !answer.is_final() && tx.version == Version::Http10 {
+        // Such a client gets none of them, and the request in `out` may have to be sent again.
+        return Ok(Rendered::Answer(answer));
+    }
     let mut clock = tx.worker.clock.borrow_mut();
     let returning = Returning {
         version: tx.version,
@@ -479,14 +491,7 @@ fn render(
     };
     tx.scratch.out.clear();
     response::write(&head, &returning, &mut tx.scratch.out);
-    Ok(Rendered::Answer(Answer {
-        head_bytes: head.bytes.len(),
-        status: head.status,
-        upstream_framing: head.framing,
-        upstream_persistent: head.persistent,
-        framing,
-        client_persistent,
-    }))
+    Ok(Rendered::Answer(answer))
 }
 
 /// Sends what stands in the scratch's `out` to the client.

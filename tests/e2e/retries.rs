@@ -53,6 +53,19 @@ fn what_was_not_sent_goes_elsewhere_whatever_the_method() {
 }
 
 #[test]
+fn an_old_client_s_request_outlives_the_hints_that_it_does_not_get() {
+    let failing = failing(|connection| connection.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"));
+    let good = Backend::answering(OK);
+    let gateway = Gateway::start(&service("api", &[failing.url(), good.url()], PATIENT));
+    for _ in 0..4 {
+        let response = gateway.send("GET /api/x HTTP/1.0\r\n\r\n");
+        assert_eq!((response.status, response.text()), (200, "ok".to_owned()));
+    }
+    assert!(failing.connections() > 0);
+    assert!(good.requests().iter().all(|request| request.line() == "GET /x HTTP/1.1"), "{:?}", good.requests());
+}
+
+#[test]
 fn what_was_sent_goes_elsewhere_only_if_twice_is_as_good_as_once() {
     type Fail = fn(&mut Connection) -> std::io::Result<()>;
     let fails: [(&str, Fail); 4] = [
