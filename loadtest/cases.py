@@ -174,12 +174,12 @@ LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PG
          "haproxy": peers.haproxy, "caddy": peers.caddy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
 BARE = (Target("ringway", "nginx", 0.90), Target("ringway", "haproxy", 0.85), Target("ringway", "pingora", 0.55),
-        Target("ringway, bare", "relay", 1.06))
+        Target("ringway, bare", "relay", 1.06), Target("ringway, bare, pipelining", "relay", 1.06))
 
 # ringway otherwise than it comes; by the number of connections.
-WAYS = {64: {"ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "ringway, no metrics either": peers.ringway_quiet,
-             "ringway, epoll": peers.ringway_epoll},
-        256: {"ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo}}
+LEAN = {"ringway, bare": peers.ringway_bare, "ringway, bare, pipelining": peers.ringway_pipelined, peers.PGO: peers.ringway_pgo,
+        f"{peers.PGO}, pipelining": peers.ringway_pgo_pipelined}
+WAYS = {64: LEAN | {"ringway, no metrics either": peers.ringway_quiet, "ringway, epoll": peers.ringway_epoll}, 256: LEAN}
 
 CASES = {
     **{f"forward-{count}": Case(f"bare forward, {count} connection{'s' * (count > 1)}", closed_loop(

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 
-from harness import LOAD_CORE, PROXY_CORE, ROOT, example, free_port, wait_for_port
+from harness import LOAD_CORE, OPEN, PROXY_CORE, ROOT, example, free_port, wait_for_port
 
 SECRET = "0123456789abcdef0123456789abcdef"
 ORIGIN = "https://app.example.com"
@@ -52,11 +52,24 @@ def ringway_bare(bench, backend):
 
 
 PGO = "ringway, bare, PGO"
+PGO_BINARY = os.path.join(ROOT, "target", "pgo", "ringway")
 
 
 def ringway_pgo(bench, backend):
     """The same, built by loadtest/pgo."""
-    return ringway(bench, backend, NO_LOG, name="pgo", binary=os.path.join(ROOT, "target", "pgo", "ringway"))
+    return ringway(bench, backend, NO_LOG, name="pgo", binary=PGO_BINARY)
+
+
+PIPELINED = OPEN + "\npipelining = 8"
+
+
+def ringway_pipelined(bench, backend):
+    """Requests that are ready at once go to the backend together."""
+    return ringway(bench, backend, NO_LOG, name="pipelined", policy=PIPELINED)
+
+
+def ringway_pgo_pipelined(bench, backend):
+    return ringway(bench, backend, NO_LOG, name="pgo-pipelined", policy=PIPELINED, binary=PGO_BINARY)
 
 
 def ringway_quiet(bench, backend):

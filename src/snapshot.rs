@@ -86,6 +86,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// The service's own, the global ones where it names none.
     pub limits: Limits,
+    /// How many requests may be on their way on one connection to an endpoint, 1 to [`PIPELINING_MAX`].
+    pub pipelining: usize,
     /// Whether clients must show who they are.
     pub auth: Mode,
     /// What their credentials must allow.
@@ -97,6 +99,9 @@ pub struct Service {
     /// How often clients may ask; each limit holds, [`LIMITS_MAX`](crate::policy::rate_limit::LIMITS_MAX) at most.
     pub rate_limits: Box<[RateLimit]>,
 }
+
+/// The most requests that may be on their way on one connection to an endpoint.
+pub const PIPELINING_MAX: usize = 16;
 
 /// One rate limit of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -109,6 +109,7 @@ fn own_service(config: &Config, service: &config::Service, endpoints: Box<[Endpo
         retry: service.retry.clone(),
         timeouts: service.timeouts.clone(),
         limits: service.limits.clone(),
+        pipelining: service.pipelining,
         auth: service.auth,
         required_scopes: RequiredScopes::new(
             service.required_scopes.iter().map(|(methods, scopes)| (*methods, scopes.as_slice())),
@@ -191,6 +192,7 @@ fn management_service(config: &Config, prefix: &str, endpoint: &Endpoint, labels
             ..config.timeouts.clone()
         },
         limits: Limits { body_bytes: MANAGEMENT_BODY_BYTES, ..config.limits.clone() },
+        pipelining: 1,
         auth: Mode::None,
         required_scopes: RequiredScopes::default(),
         forward_credentials: true,

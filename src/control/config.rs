@@ -217,6 +217,8 @@ pub struct Service {
     pub outliers: OutlierSettings,
     /// The service's own over the global ones.
     pub retry: RetryPolicy,
+    /// How many requests may be on their way on one connection to an endpoint, 1 to 16.
+    pub pipelining: usize,
     /// Whether clients must show who they are.
     pub auth: Mode,
     /// The scopes that clients need, by method.

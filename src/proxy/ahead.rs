@@ -90,9 +90,19 @@ impl Ahead {
         })
     }
 
-    /// What the read brings that has begun.
-    pub fn end(&mut self) -> impl Future<Output = Filled> {
-        poll_fn(|cx| self.poll(cx))
+    /// What the read brings that has begun; or else, at most `most` bytes into what `lend` gives when this is polled first.
+    pub fn poll_read(
+        &mut self,
+        lend: &mut Option<impl FnOnce() -> Vec<u8>>,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Filled> {
+        if let Some(lend) = lend.take()
+            && !self.has_begun()
+        {
+            self.order(lend(), most);
+        }
+        self.poll(cx)
     }
 
     fn order(&mut self, buf: Vec<u8>, most: usize) {
@@ -172,11 +182,12 @@ mod tests {
 
     fn begin(socket: &mut Socket, buffers: &Buffers) {
         let (buf, place) = buffers.ahead().expect("a place");
-        socket.reader.read_ahead(buf, place);
+        socket.reader.ahead().begin(buf, place);
     }
 
     async fn end(reader: &mut Reader) -> Vec<u8> {
-        let (result, buf) = reader.read_on(|| panic!("a read has begun")).await;
+        let mut lend = Some(|| panic!("a read has begun"));
+        let (result, buf) = poll_fn(|cx| reader.ahead().poll_read(&mut lend, usize::MAX, cx)).await;
         assert_eq!(result.expect("open"), buf.len());
         buf
     }

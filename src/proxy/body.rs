@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use monoio::io::{CancelHandle, Canceller};
 
+use super::batch::{Seat, Source};
 use super::connection::Client;
 use super::failure::Failure;
 use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
 use super::upstream::{self, Ended};
-use super::watch::Watched;
+use super::watch::{Watch, Watched};
 use super::worker::Worker;
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
 use crate::telemetry::counters::Deadline;
@@ -196,9 +197,9 @@ pub struct Download<'a, 's> {
     /// The request's record; the client's head stands in its scratch's `out`.
     pub tx: &'a mut Transaction<'s>,
     /// The upstream.
-    pub from: &'a mut Reader,
+    pub from: Source<'a>,
     /// The upstream's deadlines.
-    pub from_watch: &'a Watched,
+    pub from_watch: &'a Watch,
     /// The client.
     pub to: &'a mut Writer,
     /// The client's deadlines.
@@ -220,14 +221,18 @@ impl Download<'_, '_> {
     /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
     pub async fn run(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<Ended, Failure> {
         // Backends send bodies that may not be there, after HEAD or with 304: such a connection is looked at before its next use.
-        let may_read_ahead = !self.decoder.is_done();
+        let has_body = !self.decoder.is_done();
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
         let mut left_over = at + decoded.consumed < inbound.len();
         let first = &inbound[at..at + decoded.data];
         self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
         self.tx.bytes_out += decoded.data as u64;
         self.tx.answer_begun = true;
-        if may_read_ahead {
+        if has_body && let Some(seat) = self.ends_before_others() {
+            inbound.drain(..at + decoded.consumed);
+            seat.hand_on(take(inbound), self.tx.worker.now());
+            left_over = false;
+        } else if has_body {
             self.read_ahead(left_over);
         }
         upstream::pass(self.tx, self.to, self.to_watch).await?;
@@ -243,7 +248,7 @@ impl Download<'_, '_> {
             let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
             self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
             self.to_watch.keep_waiting(self.tx.worker.now());
-            let (result, filled) = self.from.read_some(buf, room).await;
+            let (result, filled) = self.from.read(|| buf, room).await;
             self.from_watch.read_done();
             self.to_watch.stop_waiting();
             buf = filled;
@@ -257,7 +262,14 @@ impl Download<'_, '_> {
                 _ => return Err(self.from_watch.ending(Failure::UpstreamCut)),
             };
             let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::UpstreamBody)?;
-            left_over |= CHUNK_OPEN_BYTES + decoded.consumed < buf.len();
+            let behind = &buf[CHUNK_OPEN_BYTES + decoded.consumed..];
+            if let Some(seat) = self.ends_before_others() {
+                let mut rest = if behind.is_empty() { Vec::new() } else { self.tx.worker.buffers.head() };
+                rest.extend_from_slice(behind);
+                seat.hand_on(rest, self.tx.worker.now());
+            } else {
+                left_over |= !behind.is_empty();
+            }
             buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
             self.tx.bytes_out += decoded.data as u64;
             let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
@@ -280,11 +292,17 @@ impl Download<'_, '_> {
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
     }
 
+    /// The request's seat in its batch, when the answer is complete and others are waiting for theirs.
+    fn ends_before_others(&self) -> Option<&Seat> {
+        self.from.followed().filter(|_| self.decoder.is_done() && self.upstream_persistent)
+    }
+
     /// Begins to read the connection's next answer, if it will have one and all of this one is there.
     fn read_ahead(&mut self, left_over: bool) {
         if self.decoder.is_done()
             && self.upstream_persistent
             && !left_over
+            && self.from.is_idle_next()
             && let Some((buf, place)) = self.tx.worker.buffers.ahead()
         {
             self.from.read_ahead(buf, place);

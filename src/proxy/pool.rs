@@ -4,8 +4,10 @@
 //! not needed age out.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::batch::Batch;
 use super::socket::Socket;
 use super::watch::Millis;
 use crate::snapshot::EndpointId;
@@ -15,6 +17,9 @@ use crate::traffic::outlier::OutlierRecord;
 
 /// The most idle connections that a worker keeps to an endpoint.
 pub const IDLE_MAX: usize = 512;
+
+/// How long an endpoint whose answers held up others is asked one request at a time.
+const ALONE_FOR: Millis = 10_000;
 
 /// A worker's side of an endpoint: what outlives a snapshot.
 #[derive(Debug, Default)]
@@ -29,6 +34,9 @@ pub struct EndpointState {
     /// How it does beside its siblings.
     pub outlier: Cell<OutlierRecord>,
     retired: Cell<bool>,
+    /// The batch that requests may join, and how many at most.
+    pub open_batch: RefCell<Option<(Rc<Batch>, usize)>>,
+    alone_until: Cell<Millis>,
 }
 
 #[derive(Debug)]
@@ -76,6 +84,16 @@ impl EndpointState {
         if self.retired.get() {
             self.idle.borrow_mut().clear();
         }
+    }
+
+    /// Requests that went out together were held up, or lost their connection: for a while they go alone.
+    pub fn leave_alone(&self, now: Millis) {
+        self.alone_until.set(now + ALONE_FOR);
+    }
+
+    /// Whether requests may go out together.
+    pub fn takes_batches(&self, now: Millis) -> bool {
+        self.alone_until.get() <= now
     }
 
     /// How many connections lie idle.

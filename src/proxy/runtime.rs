@@ -141,6 +141,7 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
             });
         }
     }
+    monoio::spawn(Rc::clone(&worker.batches).start());
     let is_epoll = running.driver != IO_URING;
     if is_epoll {
         let (usher, ushering) = Usher::new()?;

@@ -16,7 +16,6 @@ use monoio::io::{
 use monoio::net::{TcpStream, UnixStream};
 
 use super::ahead::Ahead;
-use super::buffers::Place;
 use super::watch::{Patience, Registry, Side, Watched};
 
 /// A connected stream.
@@ -144,20 +143,11 @@ impl Reader {
         }
     }
 
-    /// Begins an upstream's next answer, for [`Reader::read_on`].
-    pub fn read_ahead(&mut self, buf: Vec<u8>, place: Place) {
+    /// An upstream's.
+    pub fn ahead(&mut self) -> &mut Ahead {
         match self {
             Reader::Client(_) => unreachable!("a client is read when it is its turn"),
-            Reader::Upstream(ahead) => ahead.begin(buf, place),
-        }
-    }
-
-    /// What the read brings that [`Reader::read_ahead`] began; otherwise the same as [`Reader::read`], into the buffer that
-    /// `lend` gives.
-    pub async fn read_on(&mut self, lend: impl FnOnce() -> Vec<u8>) -> Filled {
-        match self {
-            Reader::Upstream(ahead) if ahead.has_begun() => ahead.end().await,
-            reader => reader.read(lend()).await,
+            Reader::Upstream(ahead) => ahead,
         }
     }
 

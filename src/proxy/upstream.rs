@@ -17,16 +17,18 @@ use monoio::net::{TcpStream, UnixStream};
 
 use super::answer;
 use super::attempt::{self, Progress};
+use super::batch::{Seat, Source};
 use super::body::{self, Download, Shared, Upload};
 use super::connection::{Client, Next};
 use super::failure::Failure;
-use super::socket::{Reader, Socket, Writer};
+use super::socket::{Socket, Writer};
 use super::transaction::Transaction;
 use super::tunnel;
-use super::watch::{Side, TICK, Watched};
+use super::watch::{Side, TICK, Watch, Watched};
 use super::worker::Worker;
 use crate::http::body::{Decoder, Framing};
 use crate::http::headers::HeadScan;
+use crate::http::method::Method;
 use crate::http::request::{HEADER_COUNT_MAX, Version};
 use crate::http::response::{self, Asked, Returning};
 use crate::snapshot::{Address, Phase, ServiceKind};
@@ -130,22 +132,42 @@ async fn exchange(
 ) -> Result<Next, (Failure, Progress)> {
     let whole = plan.body.is_done();
     let request_bytes = tx.scratch.out.len();
+    let mut seats = seats(tx, plan);
+    let mut seat = if seats > 1 { join(tx) } else { None };
     let mut must_be_fresh = false;
     loop {
+        if let Some(seat) = seat.take() {
+            if let Some(next) = ride(tx, client, plan, &seat).await? {
+                return Ok(next);
+            }
+            seats = 1;
+        }
+        tx.scratch.inbound.clear();
         let connected = connect(tx, &client.socket.watch, must_be_fresh).await;
         let (mut upstream, reused) = connected.map_err(|failure| (failure, Progress::NotSent))?;
         client.socket.watch.wait_for(Some(upstream.watch.shared()), tx.worker.now());
         // One that has sent something of its body does not wait for leave to do so.
         let awaits_continue = plan.expects_continue && !whole && tx.bytes_in == 0;
         let shared = Shared::new(whole, awaits_continue);
+        // Not on a new one: whether it outlives an answer is not known yet (RFC 9112, section 9.3.2).
+        let leader = if seats > 1 && reused { lead(tx, seats).await } else { None };
         let sent = send(tx, &mut upstream).await;
+        tx.scratch.out.truncate(request_bytes);
+        if sent.is_ok()
+            && let Some(leader) = leader
+        {
+            leader.depart(upstream, tx.worker.now());
+            seat = Some(leader);
+            continue;
+        }
         let result = match sent {
             Err(failure) => Err(failure),
             Ok(()) if whole => {
                 let (due, deadline) = attempt::answer_due(tx, plan);
                 upstream.watch.read_until(due, deadline);
                 let Socket { reader, watch, .. } = &mut upstream;
-                receive(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, &shared).await
+                let source = Source::Own(reader.ahead());
+                receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
             Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared, reused)).await,
@@ -177,14 +199,110 @@ async fn exchange(
                 if reusable && upload_done {
                     give_back(tx, upstream);
                 }
-                return Ok(match tx.persistent && upload_done {
-                    true => Next::KeepAlive,
-                    false if upload_done && tx.client_closes && !client.socket.has_undelivered() => Next::Close,
-                    false => Next::Linger,
-                });
+                return Ok(after(tx, client, upload_done));
             }
         }
     }
+}
+
+/// What follows a request that was answered.
+fn after(tx: &Transaction<'_>, client: &Client, upload_done: bool) -> Next {
+    match tx.persistent && upload_done {
+        true => Next::KeepAlive,
+        false if upload_done && tx.client_closes && !client.socket.has_undelivered() => Next::Close,
+        false => Next::Linger,
+    }
+}
+
+/// How many requests may go out together, this one among them.
+fn seats(tx: &Transaction<'_>, plan: &Plan) -> usize {
+    let Some((service, _)) = tx.service() else { return 1 };
+    let may_share = service.pipelining > 1
+        && plan.asked.method == Method::Get
+        && plan.framing == Framing::None
+        && !plan.asked.upgrade
+        && tx.tries.failed().is_empty()
+        && tx.endpoint_state().is_some_and(|(_, state)| state.takes_batches(tx.worker.now()));
+    if may_share { service.pipelining } else { 1 }
+}
+
+/// A seat in the open batch for the request's endpoint, where there is one with room.
+fn join(tx: &Transaction<'_>) -> Option<Seat> {
+    let seat = tx.worker.batches.join(tx.endpoint_state()?.1, &tx.scratch.out)?;
+    tx.worker.counters.upstream_reused.add(1);
+    tx.worker.counters.upstream_pipelined.add(1);
+    Some(seat)
+}
+
+/// Lets others join the request, up to `seats` of them all. What is to be sent for all of them stands in the scratch's `out`
+/// afterwards.
+async fn lead(tx: &mut Transaction<'_>, seats: usize) -> Option<Seat> {
+    let loaded = Rc::clone(&tx.loaded);
+    let endpoint = &loaded.services[tx.service_index()?].endpoints[tx.endpoint_index()?];
+    let requests = take(&mut tx.scratch.out);
+    let (seat, requests) = tx.worker.batches.lead(endpoint, requests, seats).await;
+    tx.scratch.out = requests;
+    seat
+}
+
+/// Waits for the request's turn in its batch and passes its answer on; `None` when it has to go alone.
+async fn ride(
+    tx: &mut Transaction<'_>,
+    client: &mut Client,
+    plan: &Plan,
+    seat: &Seat,
+) -> Result<Option<Next>, (Failure, Progress)> {
+    client.socket.watch.wait_for(None, tx.worker.now());
+    let turn = seat.turn().await;
+    if client.socket.watch.peer_gone() {
+        return Err((Failure::ClientGone, Progress::Gone));
+    }
+    let (Some(inbound), Some(watch)) = (turn, seat.watch()) else {
+        go_alone(tx);
+        return Ok(None);
+    };
+    client.socket.watch.wait_for(Some(&watch), tx.worker.now());
+    tx.scratch.inbound = inbound;
+    let (due, deadline) = attempt::answer_due(tx, plan);
+    watch.read_until(due, deadline);
+    let shared = Shared::new(true, false);
+    let source = Source::Shared(seat);
+    let result = receive(tx, &mut client.socket.writer, &client.socket.watch, source, &watch, plan, &shared).await;
+    client.socket.watch.waited();
+    match result {
+        Ok(ended) => {
+            tx.outcome = Verdict::Success;
+            if let Some(upstream) = seat.arrive()
+                && let Ended::Complete { reusable: true } = ended
+            {
+                give_back(tx, upstream);
+            }
+            Ok(Some(after(tx, client, true)))
+        }
+        Err(_) if client.socket.watch.peer_gone() => Err((Failure::ClientGone, Progress::Gone)),
+        Err(failure) => {
+            if let Some((_, state)) = tx.endpoint_state() {
+                state.leave_alone(tx.worker.now());
+            }
+            // What such a connection says may be no answer to this request.
+            let is_connections = matches!(failure, Failure::UpstreamClosed { .. } | Failure::UpstreamHead(_));
+            if is_connections && !tx.answer_begun && !tx.interim_passed {
+                tx.worker.counters.upstream_stale.add(1);
+                go_alone(tx);
+                return Ok(None);
+            }
+            Err((failure, progress(Ok(()), true, &shared)))
+        }
+    }
+}
+
+/// The request is sent again, on a connection of its own.
+fn go_alone(tx: &mut Transaction<'_>) {
+    let now = Instant::now();
+    tx.worker.set_now(now);
+    tx.retries += 1;
+    tx.tries.begun = Some(now);
+    tx.trace_attempt_delayed(now);
 }
 
 /// How far a try came that failed.
@@ -306,7 +424,8 @@ async fn duplex(
             idle_body,
             response_header,
         };
-        let receive = receive(tx, &mut client.socket.writer, &client.socket.watch, reader, watch, plan, shared);
+        let source = Source::Own(reader.ahead());
+        let receive = receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, shared);
         body::run_both(upload.run(), receive, shared, first_read).await
     };
     plan.body = body;
@@ -323,13 +442,12 @@ async fn receive(
     tx: &mut Transaction<'_>,
     writer: &mut Writer,
     client_watch: &Watched,
-    reader: &mut Reader,
-    watch: &Watched,
+    mut source: Source<'_>,
+    watch: &Watch,
     plan: &Plan,
     shared: &Shared,
 ) -> Result<Ended, Failure> {
     let mut inbound = take(&mut tx.scratch.inbound);
-    inbound.clear();
     let mut scan = HeadScan::default();
     let mut interim = 0;
     let answer = loop {
@@ -369,8 +487,8 @@ async fn receive(
             inbound.reserve(inbound.len());
         }
         let worker = &tx.worker;
-        let (result, filled) =
-            reader.read_on(|| if inbound.capacity() == 0 { worker.buffers.head() } else { inbound }).await;
+        let lend = || if inbound.capacity() == 0 { worker.buffers.head() } else { inbound };
+        let (result, filled) = source.read(lend, usize::MAX).await;
         inbound = filled;
         match result {
             Ok(read) if read > 0 => {}
@@ -399,7 +517,7 @@ async fn receive(
     }
     let mut download = Download {
         tx,
-        from: reader,
+        from: source,
         from_watch: watch,
         to: writer,
         to_watch: client_watch,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::batch::Batches;
 use super::buffers::Buffers;
 use super::lane::Lane;
 use super::ledger::RedisLedger;
@@ -100,6 +101,8 @@ pub struct Worker {
     /// Buffers.
     pub buffers: Buffers,
     lanes: RefCell<Vec<Lane>>,
+    /// Requests that go out together.
+    pub batches: Rc<Batches>,
     /// Randomness: ids and draws, nothing secret.
     pub random: RefCell<fastrand::Rng>,
     /// The most client connections.
@@ -199,6 +202,7 @@ impl Worker {
             tokens: RefCell::new(Cache::new(TOKENS_MAX, parts.token_key)),
             buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
             lanes: RefCell::default(),
+            batches: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
             connections_max: parts.connections_max,
             connections: Cell::new(0),
@@ -363,6 +367,7 @@ impl Worker {
         let drain_idle_before = self.is_draining().then(|| now.saturating_sub(DRAIN_IDLE));
         let timeouts = &self.counters.timeouts;
         self.registry.sweep(now, drain_idle_before, |deadline| timeouts[deadline as usize].add(1));
+        self.batches.sweep(now);
         self.counters.heartbeats.add(1);
         self.limiter.sweep(self.moment(instant));
         self.limiter.export(&self.counters);

@@ -154,6 +154,8 @@ pub struct Counters {
     pub upstream_connects: Counter,
     /// Requests that went to a pooled connection.
     pub upstream_reused: Counter,
+    /// Requests that joined another one on its connection.
+    pub upstream_pipelined: Counter,
     /// Pooled connections that turned out to be closed.
     pub upstream_stale: Counter,
     /// Requests sent again.
@@ -291,6 +293,7 @@ impl Counters {
             bytes_out: Counter::default(),
             upstream_connects: Counter::default(),
             upstream_reused: Counter::default(),
+            upstream_pipelined: Counter::default(),
             upstream_stale: Counter::default(),
             retries: Counter::default(),
             retries_refused: Counter::default(),

@@ -26,6 +26,7 @@ mod metrics;
 mod observability;
 mod overload;
 mod paths;
+mod pipelining;
 mod pool;
 mod rate_limits;
 #[path = "../support/redis.rs"]

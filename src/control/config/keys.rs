@@ -94,6 +94,7 @@ pub const KEYS: &[&str] = &[
     "services.*.methods",
     "services.*.hosts",
     "services.*.load_balancing",
+    "services.*.pipelining",
     "services.*.auth",
     "services.*.required_scopes",
     "services.*.forward_credentials",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::http::method::{Method, MethodSet};
 use crate::policy::auth::Mode;
-use crate::snapshot::{BreakerPolicy, Limits, RetryPolicy, Timeouts};
+use crate::snapshot::{BreakerPolicy, Limits, PIPELINING_MAX, RetryPolicy, Timeouts};
 use crate::traffic::balance::Algorithm;
 use crate::traffic::outlier::OutlierSettings;
 
@@ -117,6 +117,7 @@ fn service(section: Section<'_>, name: &str, place: &Place, global: &Global<'_>)
             outliers,
         ),
         retry: resilience::retry(Section::of(&own_retry, section.node("retry"), section.errors), retry),
+        pipelining: section.read("pipelining", 1, |node| Ok(node.integer(1..=PIPELINING_MAX as u64)? as usize)),
         auth: mode(section, place, knows_clients),
         required_scopes: required_scopes(section),
         forward_credentials: section.read("forward_credentials", true, Node::boolean),

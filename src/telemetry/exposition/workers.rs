@@ -20,7 +20,7 @@ pub(super) struct Workers {
 type Read = fn(&Counters) -> &Counter;
 
 /// Name, help, and where it is.
-const COUNTERS: [(&str, &str, Read); 23] = [
+const COUNTERS: [(&str, &str, Read); 24] = [
     ("connections_accepted", "Client connections accepted", |block| &block.connections_accepted),
     ("accept_errors", "Client connections that could not be accepted", |block| &block.accept_errors),
     ("panics", "Panics caught; each ended one connection", |block| &block.panics),
@@ -32,6 +32,9 @@ const COUNTERS: [(&str, &str, Read); 23] = [
     ("response_body_bytes", "Body bytes to clients", |block| &block.bytes_out),
     ("upstream_connects", "Upstream connections attempted", |block| &block.upstream_connects),
     ("upstream_reused", "Requests that went to a pooled upstream connection", |block| &block.upstream_reused),
+    ("upstream_pipelined", "Requests that joined another one on its upstream connection", |block| {
+        &block.upstream_pipelined
+    }),
     ("upstream_stale", "Pooled upstream connections found closed", |block| &block.upstream_stale),
     ("retries", "Requests sent again", |block| &block.retries),
     ("retries_refused", "Requests not sent again because the retry budget was used up", |block| &block.retries_refused),
