@@ -193,6 +193,10 @@ fn a_warm_request_allocates_nothing() {
         }
         let made = allocations(driver, GUARDED, guarded.as_bytes(), COUNTED_BODY, b"world");
         assert_eq!(made, 0, "{driver:?}, with every policy");
+        // It leads a batch that nobody joins.
+        let pipelining = format!("pipelining = 8\n{OPEN}");
+        let made = allocations(driver, &pipelining, GET, COUNTED_BODY, b"world");
+        assert_eq!(made, 0, "{driver:?}, with pipelining");
         let traced = format!("{OPEN}[tracing]\nenabled = true\nsample = 1.0\n");
         let made = allocations(driver, &traced, GET, COUNTED_BODY, b"world");
         assert_eq!(made, 0, "{driver:?}, traced");

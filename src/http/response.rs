@@ -19,6 +19,8 @@ pub struct ResponseHead<'a> {
     pub reason: &'a str,
     /// How the body is delimited.
     pub framing: Framing,
+    /// Whether an answer of its kind has no body: 1xx, 204, 304, and any to HEAD. Some backends send one nevertheless.
+    pub bodiless: bool,
     /// Whether the upstream connection can serve another exchange once this one is complete.
     pub persistent: bool,
     /// `Content-Length` as the upstream gave it, also where no body follows (HEAD, 304).
@@ -107,6 +109,7 @@ pub fn parse<'a>(
         status,
         reason: response.reason.unwrap_or_default(),
         framing: Framing::None,
+        bodiless: false,
         persistent: minor == 1,
         content_length: None,
         nominates: false,
@@ -154,9 +157,9 @@ impl ResponseHead<'_> {
             return Err(ResponseError::UnaskedUpgrade);
         }
         // RFC 9112, section 6.3, in its order.
-        let bodiless = asked.method == Method::Head || self.status < 200 || matches!(self.status, 204 | 304);
+        self.bodiless = asked.method == Method::Head || self.status < 200 || matches!(self.status, 204 | 304);
         self.framing = match (coding, self.content_length) {
-            _ if bodiless => Framing::None,
+            _ if self.bodiless => Framing::None,
             (Some(()), _) => Framing::Chunked,
             (None, Some(0)) => Framing::None,
             (None, Some(length)) => Framing::Length(length),

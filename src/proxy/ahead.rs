@@ -55,7 +55,7 @@ impl Ahead {
         Ahead { future, desk, state: State::Quiet, place: None }
     }
 
-    /// Begins to read into `buf`, for whoever comes to [`Ahead::end`]. No other read may have begun.
+    /// Begins to read into `buf`, for whoever comes to [`Ahead::poll_read`]. No other read may have begun.
     pub fn begin(&mut self, buf: Vec<u8>, place: Place) {
         let most = buf.capacity() - buf.len();
         self.order(buf, most);

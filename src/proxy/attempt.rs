@@ -170,7 +170,7 @@ pub fn may_repeat(tx: &Transaction<'_>, plan: &Plan, progress: Progress) -> bool
         Progress::AtHand => plan.is_idempotent,
         Progress::Gone => false,
     };
-    settings.enabled && is_safe && !tx.answer_begun && !tx.interim_passed && tx.tries.failures() + 1 < settings.attempts
+    settings.enabled && is_safe && !tx.request_gone && tx.tries.failures() + 1 < settings.attempts
 }
 
 /// When the head of the answer is due, and by which rule. A try that another may follow gets `retry.try_timeout`; and all of

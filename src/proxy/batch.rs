@@ -5,9 +5,9 @@
 //! after the other. The first of them leads: it has the connection, lets everybody else who is ready join, and sends. Nobody joins a
 //! batch that is on its way.
 //!
-//! An answer holds up those behind it for [`PATIENCE`] at most. After that, and when anything is wrong with the connection, they go
-//! alone, each on a connection of its own, as if they had never joined. That sends them a second time, so only GET may join; and the
-//! endpoint is asked one request at a time for a while, so that it does not happen again and again.
+//! Answers that have not begun within 100 ms, or a tick more, are not waited for: those requests go alone then, each on a connection
+//! of its own, as if they had never joined, and so they do when anything is wrong with the connection. That sends them a second time,
+//! so only GET may join; and the endpoint is asked one request at a time for a while, so that it does not happen again and again.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -21,11 +21,17 @@ use super::ahead::Ahead;
 use super::buffers::Place;
 use super::pool::EndpointState;
 use super::socket::{Filled, Socket};
-use super::watch::{Millis, Watch};
+use super::watch::{Millis, TICK, Watch};
 use crate::snapshot::PIPELINING_MAX;
 
-/// How long an answer may hold up those behind it; a tick later they go.
+/// How long requests that went out together wait for their turns; a tick later they go.
 const PATIENCE: Millis = 100;
+
+// A client that leaves has its upstream's connection shut, which here is others' too: not before nobody waits for it any more.
+const _: () = assert!(PATIENCE <= 2 * TICK.as_millis() as Millis);
+
+/// The most bytes that go out together: what any socket takes at once.
+const BYTES_MAX: usize = 16 * 1024;
 
 /// Batches that are over and kept for reuse.
 const FREE_MAX: usize = 256;
@@ -53,7 +59,8 @@ pub struct Batch {
     taken: Cell<usize>,
     /// Whose answer comes next.
     turn: Cell<usize>,
-    turn_since: Cell<Millis>,
+    /// When it was closed.
+    since: Cell<Millis>,
     socket: RefCell<Option<Socket>>,
     /// What has been read of the answers from that one on.
     read: Cell<Vec<u8>>,
@@ -65,6 +72,8 @@ enum Stage {
     /// Requests join.
     #[default]
     Open,
+    /// Nobody joins any more, and what they ask is sent.
+    Closed,
     /// Answers are read, in turns.
     UnderWay,
     /// Whose turn it is goes on; nobody comes after it.
@@ -93,6 +102,7 @@ impl Batches {
         endpoint: &Rc<EndpointState>,
         requests: Vec<u8>,
         most: usize,
+        now: Millis,
     ) -> (Option<Seat>, Vec<u8>) {
         let batch = self.free.borrow_mut().pop().unwrap_or_default();
         *batch.endpoint.borrow_mut() = Some(Rc::clone(endpoint));
@@ -114,7 +124,13 @@ impl Batches {
         .await;
         drop(open);
         let requests = batch.requests.take();
-        ((batch.seats.get() > 1).then_some(seat), requests)
+        if batch.seats.get() == 1 {
+            return (None, requests);
+        }
+        batch.stage.set(Stage::Closed);
+        batch.since.set(now);
+        self.under_way.borrow_mut().push(Rc::clone(&batch));
+        (Some(seat), requests)
     }
 
     /// Lets leaders go on when all who are ready have had their turn: a task of its own, since one that wakes itself runs again
@@ -127,17 +143,19 @@ impl Batches {
         })
     }
 
-    /// Joins the open batch for `endpoint`, where there is one with room for `request`.
-    pub fn join(self: &Rc<Batches>, endpoint: &EndpointState, request: &[u8]) -> Option<Seat> {
+    /// Joins the open batch for `endpoint`, where there is one with room for `request`; the `most`th seat of a batch is the last
+    /// that it takes.
+    pub fn join(self: &Rc<Batches>, endpoint: &EndpointState, request: &[u8], most: usize) -> Option<Seat> {
         let mut open = endpoint.open_batch.borrow_mut();
-        let (batch, most) = open.as_ref()?;
+        let (batch, leaders_most) = open.as_ref()?;
         let mut requests = batch.requests.borrow_mut();
-        if requests.capacity() - requests.len() < request.len() {
+        let room = BYTES_MAX.min(requests.capacity()).saturating_sub(requests.len());
+        if room < request.len() || batch.seats.get() >= most {
             return None;
         }
         requests.extend_from_slice(request);
         let seat = self.seat(batch);
-        let is_full = batch.seats.get() == *most;
+        let is_full = batch.seats.get() == *leaders_most;
         drop(requests);
         if is_full {
             *open = None;
@@ -155,8 +173,8 @@ impl Batches {
     /// Lets those go alone who have waited too long.
     pub fn sweep(&self, now: Millis) {
         for batch in self.under_way.borrow().iter() {
-            let is_waited_for = batch.stage.get() == Stage::UnderWay && batch.turn.get() + 1 < batch.seats.get();
-            if is_waited_for && batch.turn_since.get() + PATIENCE <= now {
+            let is_waited_for = batch.stage.get() != Stage::Dissolved && batch.turn.get() + 1 < batch.seats.get();
+            if is_waited_for && batch.since.get() + PATIENCE <= now {
                 batch.dissolve();
                 if let Some(endpoint) = &*batch.endpoint.borrow() {
                     endpoint.leave_alone(now);
@@ -167,7 +185,9 @@ impl Batches {
 
     /// Everybody has left `batch`.
     fn retire(&self, batch: &Rc<Batch>) {
-        self.under_way.borrow_mut().retain(|other| !Rc::ptr_eq(other, batch));
+        if batch.seats.get() > 1 {
+            self.under_way.borrow_mut().retain(|other| !Rc::ptr_eq(other, batch));
+        }
         batch.clear();
         let mut free = self.free.borrow_mut();
         if free.len() < FREE_MAX {
@@ -219,12 +239,13 @@ impl Batch {
 
 impl Seat {
     /// The requests of all are out on `socket`; the leader's answer is read first.
-    pub fn depart(&self, socket: Socket, now: Millis) {
+    pub fn depart(&self, socket: Socket) {
         let batch = &self.batch;
         *batch.socket.borrow_mut() = Some(socket);
-        batch.turn_since.set(now);
-        batch.stage.set(Stage::UnderWay);
-        self.batches.under_way.borrow_mut().push(Rc::clone(batch));
+        // Unless that took so long that nobody has waited.
+        if batch.stage.get() == Stage::Closed {
+            batch.stage.set(Stage::UnderWay);
+        }
     }
 
     /// Waits until the answer is next. What has been read of it, and of those behind it; or `None`: the request has to go
@@ -249,14 +270,18 @@ impl Seat {
     }
 
     /// The answer is complete, and its connection goes on to the next seat; `read` came behind it.
-    pub fn hand_on(&self, read: Vec<u8>, now: Millis) {
+    pub fn hand_on(&self, read: Vec<u8>) {
         let batch = &self.batch;
         batch.read.set(read);
         batch.turn.set(self.number + 1);
-        batch.turn_since.set(now);
         if let Some(next) = batch.waiting.borrow_mut()[self.number + 1].take() {
             next.wake();
         }
+    }
+
+    /// The connection does not go on: those who wait go alone.
+    pub fn dissolve(&self) {
+        self.batch.dissolve();
     }
 
     /// The connection, if no other answers are to come on it.
@@ -269,7 +294,8 @@ impl Seat {
     }
 
     fn has_followers(&self) -> bool {
-        self.batch.stage.get() == Stage::UnderWay && self.number + 1 < self.batch.seats.get()
+        let batch = &self.batch;
+        batch.stage.get() == Stage::UnderWay && batch.turn.get() == self.number && self.number + 1 < batch.seats.get()
     }
 }
 

@@ -212,6 +212,8 @@ pub struct Download<'a, 's> {
     pub with_trailers: bool,
     /// Whether the upstream's connection lives on after the answer.
     pub upstream_persistent: bool,
+    /// See [`ResponseHead::bodiless`](crate::http::response::ResponseHead::bodiless).
+    pub bodiless: bool,
 }
 
 impl Download<'_, '_> {
@@ -220,19 +222,17 @@ impl Download<'_, '_> {
     ///
     /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
     pub async fn run(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<Ended, Failure> {
-        // Backends send bodies that may not be there, after HEAD or with 304: such a connection is looked at before its next use.
-        let has_body = !self.decoder.is_done();
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
         let mut left_over = at + decoded.consumed < inbound.len();
         let first = &inbound[at..at + decoded.data];
         self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
         self.tx.bytes_out += decoded.data as u64;
         self.tx.answer_begun = true;
-        if has_body && let Some(seat) = self.ends_before_others() {
+        if let Some(seat) = self.hands_on() {
             inbound.drain(..at + decoded.consumed);
-            seat.hand_on(take(inbound), self.tx.worker.now());
+            seat.hand_on(take(inbound));
             left_over = false;
-        } else if has_body {
+        } else {
             self.read_ahead(left_over);
         }
         upstream::pass(self.tx, self.to, self.to_watch).await?;
@@ -263,10 +263,10 @@ impl Download<'_, '_> {
             };
             let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::UpstreamBody)?;
             let behind = &buf[CHUNK_OPEN_BYTES + decoded.consumed..];
-            if let Some(seat) = self.ends_before_others() {
+            if let Some(seat) = self.hands_on() {
                 let mut rest = if behind.is_empty() { Vec::new() } else { self.tx.worker.buffers.head() };
                 rest.extend_from_slice(behind);
-                seat.hand_on(rest, self.tx.worker.now());
+                seat.hand_on(rest);
             } else {
                 left_over |= !behind.is_empty();
             }
@@ -292,14 +292,27 @@ impl Download<'_, '_> {
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
     }
 
-    /// The request's seat in its batch, when the answer is complete and others are waiting for theirs.
-    fn ends_before_others(&self) -> Option<&Seat> {
-        self.from.followed().filter(|_| self.decoder.is_done() && self.upstream_persistent)
+    /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection
+    /// cannot go on, the others learn so here.
+    fn hands_on(&self) -> Option<&Seat> {
+        let seat = self.from.followed().filter(|_| self.decoder.is_done())?;
+        if self.upstream_persistent && !self.bodiless && !self.was_ended() {
+            return Some(seat);
+        }
+        seat.dissolve();
+        if self.bodiless
+            && let Some((_, state)) = self.tx.endpoint_state()
+        {
+            state.leave_alone(self.tx.worker.now());
+        }
+        None
     }
 
-    /// Begins to read the connection's next answer, if it will have one and all of this one is there.
+    /// Begins to read the connection's next answer, if it will have one and all of this one is there. Backends send bodies that
+    /// may not be there, after HEAD or with 304: such a connection is looked at before its next use instead.
     fn read_ahead(&mut self, left_over: bool) {
         if self.decoder.is_done()
+            && !self.bodiless
             && self.upstream_persistent
             && !left_over
             && self.from.is_idle_next()

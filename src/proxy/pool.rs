@@ -18,7 +18,7 @@ use crate::traffic::outlier::OutlierRecord;
 /// The most idle connections that a worker keeps to an endpoint.
 pub const IDLE_MAX: usize = 512;
 
-/// How long an endpoint whose answers held up others is asked one request at a time.
+/// How long an endpoint is asked one request at a time after a batch came apart.
 const ALONE_FOR: Millis = 10_000;
 
 /// A worker's side of an endpoint: what outlives a snapshot.
@@ -86,7 +86,7 @@ impl EndpointState {
         }
     }
 
-    /// Requests that went out together were held up, or lost their connection: for a while they go alone.
+    /// Requests that went out together had to be sent again: for a while, each goes alone from the start.
     pub fn leave_alone(&self, now: Millis) {
         self.alone_until.set(now + ALONE_FOR);
     }

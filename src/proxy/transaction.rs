@@ -89,8 +89,8 @@ pub struct Transaction<'a> {
     pub status: u16,
     /// Whether a byte of the answer may have reached the client, so that no other answer can be given.
     pub answer_begun: bool,
-    /// Whether a 1xx answer was passed on, after which the request is not sent again.
-    pub interim_passed: bool,
+    /// Whether the client's answer, be it a 1xx, has taken the request's place in the scratch, so that it cannot be sent again.
+    pub request_gone: bool,
     /// Whether only the connection's end tells the client that it has the whole answer.
     pub ends_at_close: bool,
     /// Which fields of an upstream's answer the gateway has its own word for.
@@ -145,7 +145,7 @@ impl<'a> Transaction<'a> {
             route: RouteId::NONE,
             status: 0,
             answer_begun: false,
-            interim_passed: false,
+            request_gone: false,
             ends_at_close: false,
             replaces: Replaces::default(),
             identity: None,

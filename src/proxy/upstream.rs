@@ -3,7 +3,8 @@
 //! A connection goes back to its pool only after a full, clean exchange with no byte left over. A request goes out a second
 //! time to the same endpoint only when the first went to a pooled connection that turned out to be dead: not a byte of an
 //! answer had come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or
-//! the kernel says that the upstream never received any of it. When it goes to another endpoint is [`attempt`]'s matter.
+//! the kernel says that the upstream never received any of it; and when it went out in a [`batch`](super::batch) that came apart.
+//! When it goes to another endpoint is [`attempt`]'s matter.
 
 use std::cell::Cell;
 use std::io;
@@ -133,7 +134,7 @@ async fn exchange(
     let whole = plan.body.is_done();
     let request_bytes = tx.scratch.out.len();
     let mut seats = seats(tx, plan);
-    let mut seat = if seats > 1 { join(tx) } else { None };
+    let mut seat = if seats > 1 { join(tx, seats) } else { None };
     let mut must_be_fresh = false;
     loop {
         if let Some(seat) = seat.take() {
@@ -151,12 +152,18 @@ async fn exchange(
         let shared = Shared::new(whole, awaits_continue);
         // Not on a new one: whether it outlives an answer is not known yet (RFC 9112, section 9.3.2).
         let leader = if seats > 1 && reused { lead(tx, seats).await } else { None };
+        if leader.is_some() && !upstream.is_quiet() {
+            // Others had their turn meanwhile, and the driver may have been asked.
+            tx.scratch.out.truncate(request_bytes);
+            tx.worker.counters.upstream_stale.add(1);
+            continue;
+        }
         let sent = send(tx, &mut upstream).await;
         tx.scratch.out.truncate(request_bytes);
         if sent.is_ok()
             && let Some(leader) = leader
         {
-            leader.depart(upstream, tx.worker.now());
+            leader.depart(upstream);
             seat = Some(leader);
             continue;
         }
@@ -227,8 +234,8 @@ fn seats(tx: &Transaction<'_>, plan: &Plan) -> usize {
 }
 
 /// A seat in the open batch for the request's endpoint, where there is one with room.
-fn join(tx: &Transaction<'_>) -> Option<Seat> {
-    let seat = tx.worker.batches.join(tx.endpoint_state()?.1, &tx.scratch.out)?;
+fn join(tx: &Transaction<'_>, seats: usize) -> Option<Seat> {
+    let seat = tx.worker.batches.join(tx.endpoint_state()?.1, &tx.scratch.out, seats)?;
     tx.worker.counters.upstream_reused.add(1);
     tx.worker.counters.upstream_pipelined.add(1);
     Some(seat)
@@ -240,7 +247,8 @@ async fn lead(tx: &mut Transaction<'_>, seats: usize) -> Option<Seat> {
     let loaded = Rc::clone(&tx.loaded);
     let endpoint = &loaded.services[tx.service_index()?].endpoints[tx.endpoint_index()?];
     let requests = take(&mut tx.scratch.out);
-    let (seat, requests) = tx.worker.batches.lead(endpoint, requests, seats).await;
+    let now = tx.worker.now();
+    let (seat, requests) = tx.worker.batches.lead(endpoint, requests, seats, now).await;
     tx.scratch.out = requests;
     seat
 }
@@ -281,12 +289,14 @@ async fn ride(
         }
         Err(_) if client.socket.watch.peer_gone() => Err((Failure::ClientGone, Progress::Gone)),
         Err(failure) => {
-            if let Some((_, state)) = tx.endpoint_state() {
+            if failure.is_endpoints()
+                && let Some((_, state)) = tx.endpoint_state()
+            {
                 state.leave_alone(tx.worker.now());
             }
             // What such a connection says may be no answer to this request.
             let is_connections = matches!(failure, Failure::UpstreamClosed { .. } | Failure::UpstreamHead(_));
-            if is_connections && !tx.answer_begun && !tx.interim_passed {
+            if is_connections && !tx.request_gone {
                 tx.worker.counters.upstream_stale.add(1);
                 go_alone(tx);
                 return Ok(None);
@@ -472,7 +482,6 @@ async fn receive(
                 tx.answer_begun = true;
                 pass(tx, writer, client_watch).await?;
                 tx.answer_begun = false;
-                tx.interim_passed = true;
             }
             if answer.status == 100 && shared.awaits_continue.replace(false) {
                 watch.read_done();
@@ -525,6 +534,7 @@ async fn receive(
         decoder: Decoder::new(answer.upstream_framing),
         with_trailers: plan.accepts_trailers,
         upstream_persistent: answer.upstream_persistent,
+        bodiless: answer.bodiless,
     };
     download.run(&mut inbound, answer.head_bytes).await
 }
@@ -547,6 +557,7 @@ struct Answer {
     status: u16,
     upstream_framing: Framing,
     upstream_persistent: bool,
+    bodiless: bool,
     framing: Framing,
     client_persistent: bool,
 }
@@ -589,6 +600,7 @@ fn render(
         status: head.status,
         upstream_framing: head.framing,
         upstream_persistent: head.persistent,
+        bodiless: head.bodiless,
         framing,
         client_persistent,
     };
@@ -607,6 +619,7 @@ fn render(
         fields: &tx.scratch.fields,
         replaces: tx.replaces,
     };
+    tx.request_gone = true;
     tx.scratch.out.clear();
     response::write(&head, &returning, &mut tx.scratch.out);
     Ok(Rendered::Answer(answer))

@@ -66,6 +66,22 @@ fn an_old_client_s_request_outlives_the_hints_that_it_does_not_get() {
 }
 
 #[test]
+fn a_body_that_is_broken_from_its_beginning_is_not_asked_for_elsewhere() {
+    // By then the client's head stands where the request was.
+    for head in ["Transfer-Encoding: chunked", "A: b\r\nTransfer-Encoding: chunked"] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\nzz\r\n");
+        let failing = failing(move |connection| connection.send(&answer));
+        let good = Backend::answering(OK);
+        let gateway = Gateway::start(&service("api", &[failing.url(), good.url()], PATIENT));
+        let mut statuses = ask_often(&gateway, "GET", "");
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 200, 200, 502, 502, 502, 502]);
+        assert!(good.requests().iter().all(|request| request.line() == "GET /x HTTP/1.1"), "{:?}", good.requests());
+        assert_eq!(gateway.metric("api_gateway_panics_total{worker=\"0\"}"), 0.0);
+    }
+}
+
+#[test]
 fn what_was_sent_goes_elsewhere_only_if_twice_is_as_good_as_once() {
     type Fail = fn(&mut Connection) -> std::io::Result<()>;
     let fails: [(&str, Fail); 4] = [

@@ -48,6 +48,11 @@ pub fn held_for(address: SocketAddr) -> u64 {
     with_port(address.port()).iter().map(held).sum()
 }
 
+/// How many bytes of what `client` sent to its server have come there and are not read.
+pub fn unread_of(client: SocketAddr) -> u64 {
+    with_port(client.port()).iter().filter(|row| row.remote_port == client.port()).map(|row| row.unread).sum()
+}
+
 /// A listener whose queue is full: the kernel drops whatever asks for another connection, as a host that is gone would.
 pub struct BlackHole {
     pub address: SocketAddr,
