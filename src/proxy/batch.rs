@@ -5,9 +5,9 @@
 //! after the other. The first of them leads: it has the connection, lets everybody else who is ready join, and sends. Nobody joins a
 //! batch that is on its way.
 //!
-//! Answers that have not begun within 100 ms, or a tick more, are not waited for: those requests go alone then, each on a connection
-//! of its own, as if they had never joined, and so they do when anything is wrong with the connection. That sends them a second time,
-//! so only GET may join; and the endpoint is asked one request at a time for a while, so that it does not happen again and again.
+//! A request whose turn has not come within 100 ms, or a tick more, goes alone, on a connection of its own, as if it had never joined;
+//! and so do all whose turn is still to come when anything is wrong with the connection. That sends them a second time, so only GET
+//! may join; and the endpoint is asked one request at a time for a while, so that it does not happen again and again.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -30,7 +30,7 @@ const PATIENCE: Millis = 100;
 // A client that leaves has its upstream's connection shut, which here is others' too: not before nobody waits for it any more.
 const _: () = assert!(PATIENCE <= 2 * TICK.as_millis() as Millis);
 
-/// The most bytes that go out together: what any socket takes at once.
+/// The most bytes that go out together: as many as a TCP socket has room for from the start by default (tcp(7), tcp_wmem).
 const BYTES_MAX: usize = 16 * 1024;
 
 /// Batches that are over and kept for reuse.

@@ -108,6 +108,20 @@ fn naming() -> Backend {
     })
 }
 
+/// The same, `/0` when the gate is open.
+fn gated(gate: &Gate) -> Backend {
+    let gate = gate.clone();
+    Backend::start(move |connection| {
+        loop {
+            let path = path(&connection.request()?.head);
+            if path == "/0" {
+                gate.pass();
+            }
+            answer(connection, &path)?;
+        }
+    })
+}
+
 #[test]
 fn requests_that_are_ready_at_once_share_a_connection() {
     in_time("they share a connection", || share_a_connection("auto"));
@@ -195,18 +209,7 @@ fn only_get_requests_without_a_body_join() {
 #[test]
 fn an_answer_that_is_slow_holds_nobody_up_for_long() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |connection| {
-            loop {
-                let path = path(&connection.request()?.head);
-                if path == "/0" {
-                    gate.pass();
-                }
-                answer(connection, &path)?;
-            }
-        }
-    });
+    let backend = gated(&gate);
     let (gateway, mut clients) = gateway_and_clients(&backend, "pipelining = 8", 8);
     ask_at_once(&gateway, &mut clients);
     // The first one waits until the others have their answers.
@@ -364,18 +367,7 @@ fn an_answer_that_goes_to_another_endpoint_leaves_the_others_theirs() {
 fn a_client_that_leaves_takes_nobody_along() {
     for leaver in 0..3 {
         let gate = Gate::default();
-        let backend = Backend::start({
-            let gate = gate.clone();
-            move |connection| {
-                loop {
-                    let path = path(&connection.request()?.head);
-                    if path == "/0" {
-                        gate.pass();
-                    }
-                    answer(connection, &path)?;
-                }
-            }
-        });
+        let backend = gated(&gate);
         let (gateway, mut clients) = gateway_and_clients(&backend, "pipelining = 3", 3);
         ask_at_once(&gateway, &mut clients);
         until("they share a connection", || gateway.metric(JOINED) == 2.0);

@@ -166,6 +166,7 @@ fn services() {
     let service = |lines: &str| good(&format!("{SMS}{lines}")).services.remove(0);
     let sms = service("");
     assert_eq!((sms.auth, sms.required_scopes.len(), sms.forward_credentials), (Mode::Required, 0, true));
+    assert_eq!((sms.pipelining, service("pipelining = 16").pipelining), (1, 16));
     let sms = service("auth = \"optional\"\nforward_credentials = false\nrequired_scopes = [\"a\", \"b\"]");
     assert_eq!((sms.auth, sms.forward_credentials), (Mode::Optional, false));
     assert_eq!(sms.required_scopes, [(MethodSet::ALL, vec!["a".to_owned(), "b".to_owned()])]);

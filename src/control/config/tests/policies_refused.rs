@@ -195,6 +195,8 @@ fn a_service_that_asks_for_what_cannot_be_checked() {
             "c.toml:5:19: services.sms.required_scopes = [\"a\"]: nobody has scopes",
         ),
         (&sms("forward_credentials = 1"), "c.toml:4:23: services.sms.forward_credentials = 1: must be true or false"),
+        (&sms("pipelining = 0"), "c.toml:4:14: services.sms.pipelining = 0: must be a whole number from 1 to 16"),
+        (&sms("pipelining = 17"), "c.toml:4:14: services.sms.pipelining = 17: must be a whole number from 1 to 16"),
     ]);
 }
 
