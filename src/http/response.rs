@@ -13,6 +13,8 @@ use crate::snapshot::Limits;
 /// A response head that was understood.
 #[derive(Debug)]
 pub struct ResponseHead<'a> {
+    /// The upstream's version.
+    pub version: Version,
     /// The status code, 100 to 999.
     pub status: u16,
     /// The reason phrase; may be empty.
@@ -105,24 +107,26 @@ pub fn parse<'a>(
     if status < 100 {
         return Err(ResponseError::Malformed);
     }
+    let version = if minor == 1 { Version::Http11 } else { Version::Http10 };
     let mut head = ResponseHead {
+        version,
         status,
         reason: response.reason.unwrap_or_default(),
         framing: Framing::None,
         bodiless: false,
-        persistent: minor == 1,
+        persistent: version == Version::Http11,
         content_length: None,
         nominates: false,
         fields: response.headers,
         others: Others::default(),
         bytes,
     };
-    head.read_fields(minor == 1, asked)?;
+    head.read_fields(asked)?;
     Ok(Some(head))
 }
 
 impl ResponseHead<'_> {
-    fn read_fields(&mut self, is_http11: bool, asked: Asked) -> Result<(), ResponseError> {
+    fn read_fields(&mut self, asked: Asked) -> Result<(), ResponseError> {
         let mut coding = None;
         let mut closes = false;
         for (place, field) in self.fields.iter().enumerate() {
@@ -134,7 +138,7 @@ impl ResponseHead<'_> {
                     }
                 }
                 Name::TransferEncoding => match (coding, headers::transfer_coding(field.value)) {
-                    (None, TransferCoding::Chunked) if is_http11 => coding = Some(()),
+                    (None, TransferCoding::Chunked) if self.version == Version::Http11 => coding = Some(()),
                     _ => return Err(ResponseError::Framing),
                 },
                 Name::Connection => {

@@ -113,8 +113,9 @@ pub async fn again(
     Ok(true)
 }
 
-/// The same for an answer with `status` that has come and has not been passed on: whether it is left where it is.
-pub fn again_for_status(tx: &mut Transaction<'_>, plan: &Plan, status: u16, progress: Progress) -> bool {
+/// The same for an answer with `status` that has come and has not been passed on, to a request all of which is at hand: whether
+/// the answer is left where it is.
+pub fn again_for_status(tx: &mut Transaction<'_>, plan: &Plan, status: u16) -> bool {
     let (endpoint, verdict) = match tx.service() {
         Some((service, _)) if service.retry.is_retried(status) => {
             // That another endpoint may do better is no reason to doubt this one, unless its breaker's rules say so.
@@ -126,7 +127,7 @@ pub fn again_for_status(tx: &mut Transaction<'_>, plan: &Plan, status: u16, prog
     };
     let took = tx.try_begun().elapsed();
     tx.trace_answer(status);
-    let is_prepared = prepare(tx, plan, verdict, "upstream_status", progress);
+    let is_prepared = prepare(tx, plan, verdict, "upstream_status", Progress::AtHand);
     if is_prepared && let Some(endpoint) = endpoint {
         tx.worker.counters.upstream_answered(endpoint, status, took);
     }

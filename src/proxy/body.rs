@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use monoio::io::{CancelHandle, Canceller};
 
+use super::attempt::Progress;
 use super::batch::{Seat, Source};
 use super::connection::Client;
 use super::failure::Failure;
+use super::reply::{self, Ended};
 use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
-use super::upstream::{self, Ended};
 use super::watch::{Watch, Watched};
 use super::worker::Worker;
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
@@ -51,6 +52,20 @@ impl Shared {
             awaits_continue: Cell::new(expects_continue),
         }
     }
+
+    /// How far the request came whose exchange failed after its head was `sent`, or was not.
+    pub fn progress(&self, sent: Result<(), Failure>) -> Progress {
+        match sent {
+            Err(Failure::UpstreamClosed { silent: true, .. }) => Progress::NotSent,
+            _ if self.body_touched.get() => Progress::Gone,
+            _ => Progress::AtHand,
+        }
+    }
+
+    /// Whether the whole request is at hand, and nothing is read from its client.
+    pub fn is_at_hand(&self) -> bool {
+        self.upload_done.get() && !self.body_touched.get()
+    }
 }
 
 /// The request's body, from client to upstream.
@@ -78,7 +93,7 @@ pub struct Upload<'a> {
     pub leftover: &'a mut Vec<u8>,
     /// Tells the other direction.
     pub shared: &'a Shared,
-    /// Cancels the first read, where the request may have to be sent again.
+    /// Cancels the first read, which takes it.
     pub first_read: Option<CancelHandle>,
     /// `timeouts.idle_body`.
     pub idle_body: Duration,
@@ -214,6 +229,8 @@ pub struct Download<'a, 's> {
     pub upstream_persistent: bool,
     /// See [`ResponseHead::bodiless`](crate::http::response::ResponseHead::bodiless).
     pub bodiless: bool,
+    /// Whether it shows where the next answer begins, and that the upstream knows of such: one with a body, of HTTP/1.1.
+    pub pipelines: bool,
 }
 
 impl Download<'_, '_> {
@@ -235,7 +252,7 @@ impl Download<'_, '_> {
         } else {
             self.read_ahead(left_over);
         }
-        upstream::pass(self.tx, self.to, self.to_watch).await?;
+        reply::pass(self.tx, self.to, self.to_watch).await?;
 
         let idle_body = self.tx.timeouts().idle_body;
         let mut buf = take(inbound);
@@ -296,11 +313,11 @@ impl Download<'_, '_> {
     /// cannot go on, the others learn so here.
     fn hands_on(&self) -> Option<&Seat> {
         let seat = self.from.followed().filter(|_| self.decoder.is_done())?;
-        if self.upstream_persistent && !self.bodiless && !self.was_ended() {
+        if self.upstream_persistent && self.pipelines && !self.was_ended() {
             return Some(seat);
         }
         seat.dissolve();
-        if self.bodiless
+        if !self.pipelines
             && let Some((_, state)) = self.tx.endpoint_state()
         {
             state.leave_alone(self.tx.worker.now());
@@ -350,17 +367,18 @@ fn close_piece(framing: Framing, decoder: &Decoder, with_trailers: bool, buf: &m
 /// Runs both directions until the answer is complete, or the client's side fails. An upload that is done is not waited for,
 /// and one that is not is dropped with the answer's end: the upstream did not want the rest.
 ///
-/// When the upstream turns out to have been gone before anything of the body was read, the read that is under way is
-/// cancelled with `first_read` and waited for, so that a second attempt finds the body whole.
+/// When the exchange fails before anything of the body was read, the read that is under way is cancelled with `first_read` and
+/// waited for, so that a second attempt finds the body whole.
 pub async fn run_both(
     upload: impl Future<Output = Result<(), Failure>>,
     answer: impl Future<Output = Result<Ended, Failure>>,
     shared: &Shared,
-    mut first_read: Option<Canceller>,
+    first_read: Canceller,
 ) -> Result<Ended, Failure> {
     let mut upload = pin!(upload);
     let mut answer = pin!(answer);
     let mut uploading = true;
+    let mut first_read = Some(first_read);
     let mut gone = None;
     poll_fn(|cx| {
         if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
@@ -373,7 +391,7 @@ pub async fn run_both(
             return if shared.body_touched.get() { Poll::Ready(Err(failure)) } else { Poll::Pending };
         }
         let result = answer.as_mut().poll(cx);
-        if let Poll::Ready(Err(failure @ Failure::UpstreamClosed { silent: true, .. })) = result
+        if let Poll::Ready(Err(failure)) = result
             && uploading
             && !shared.body_touched.get()
             && let Some(read) = first_read.take()

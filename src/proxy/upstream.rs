@@ -4,11 +4,11 @@
 //! time to the same endpoint only when the first went to a pooled connection that turned out to be dead: not a byte of an
 //! answer had come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or
 //! the kernel says that the upstream never received any of it; and when it went out in a [`batch`](super::batch) that came apart.
-//! When it goes to another endpoint is [`attempt`]'s matter.
+//! When it goes to another endpoint is [`attempt`]'s matter, and the answer [`reply`]'s.
 
 use std::cell::Cell;
 use std::io;
-use std::mem::{MaybeUninit, take};
+use std::mem::take;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,25 +19,21 @@ use monoio::net::{TcpStream, UnixStream};
 use super::answer;
 use super::attempt::{self, Progress};
 use super::batch::{Seat, Source};
-use super::body::{self, Download, Shared, Upload};
+use super::body::{self, Shared, Upload};
 use super::connection::{Client, Next};
 use super::failure::Failure;
-use super::socket::{Socket, Writer};
+use super::reply::{self, Ended};
+use super::socket::Socket;
 use super::transaction::Transaction;
 use super::tunnel;
-use super::watch::{Side, TICK, Watch, Watched};
+use super::watch::{Side, TICK, Watched};
 use super::worker::Worker;
 use crate::http::body::{Decoder, Framing};
-use crate::http::headers::HeadScan;
 use crate::http::method::Method;
-use crate::http::request::{HEADER_COUNT_MAX, Version};
-use crate::http::response::{self, Asked, Returning};
-use crate::snapshot::{Address, Phase, ServiceKind};
+use crate::http::response::Asked;
+use crate::snapshot::{Address, Phase};
 use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::Verdict;
-
-/// The most 1xx answers that may come before the final one.
-const INTERIM_MAX: u32 = 32;
 
 /// A request that may go out. Its head, and what came of its body with it, stand in the scratch's `out`.
 #[derive(Debug)]
@@ -54,18 +50,6 @@ pub struct Plan {
     pub accepts_trailers: bool,
     /// Whether the client sends its body only when it is told to go on.
     pub expects_continue: bool,
-}
-
-/// How an exchange ended that did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The answer is complete.
-    Complete {
-        /// Whether the upstream connection is clean and may serve again.
-        reusable: bool,
-    },
-    /// 101: both sides speak another protocol from here on.
-    Switched,
 }
 
 /// Forwards a request and passes its answer on.
@@ -174,17 +158,17 @@ async fn exchange(
                 upstream.watch.read_until(due, deadline);
                 let Socket { reader, watch, .. } = &mut upstream;
                 let source = Source::Own(reader.ahead());
-                receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, &shared).await
+                reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, &shared).await
             }
             // Rare and large, so kept out of the connection's own future.
-            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared, reused)).await,
+            Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared)).await,
         };
         client.socket.watch.waited();
         match result {
             Err(failure @ Failure::UpstreamClosed { silent: true, reset })
                 if reused && !client.socket.watch.peer_gone() =>
             {
-                let progress = progress(sent, whole, &shared);
+                let progress = shared.progress(sent);
                 let may_repeat =
                     plan.is_idempotent || (!reset && Box::pin(undelivered(&upstream, request_bytes)).await);
                 if !(progress == Progress::NotSent || progress == Progress::AtHand && may_repeat) {
@@ -195,7 +179,7 @@ async fn exchange(
                 must_be_fresh = true;
             }
             Err(_) if client.socket.watch.peer_gone() => return Err((Failure::ClientGone, Progress::Gone)),
-            Err(failure) => return Err((failure, progress(sent, whole, &shared))),
+            Err(failure) => return Err((failure, shared.progress(sent))),
             Ok(Ended::Switched) => {
                 let tunnel = Box::pin(tunnel::run(tx, client, leftover, upstream)).await;
                 return tunnel.map_err(|failure| (failure, Progress::Gone));
@@ -236,7 +220,6 @@ fn seats(tx: &Transaction<'_>, plan: &Plan) -> usize {
 /// A seat in the open batch for the request's endpoint, where there is one with room.
 fn join(tx: &Transaction<'_>, seats: usize) -> Option<Seat> {
     let seat = tx.worker.batches.join(tx.endpoint_state()?.1, &tx.scratch.out, seats)?;
-    tx.worker.counters.upstream_reused.add(1);
     tx.worker.counters.upstream_pipelined.add(1);
     Some(seat)
 }
@@ -269,13 +252,17 @@ async fn ride(
         go_alone(tx);
         return Ok(None);
     };
+    if !seat.leads() {
+        tx.worker.counters.upstream_reused.add(1);
+    }
     client.socket.watch.wait_for(Some(&watch), tx.worker.now());
     tx.scratch.inbound = inbound;
     let (due, deadline) = attempt::answer_due(tx, plan);
     watch.read_until(due, deadline);
     let shared = Shared::new(true, false);
     let source = Source::Shared(seat);
-    let result = receive(tx, &mut client.socket.writer, &client.socket.watch, source, &watch, plan, &shared).await;
+    let result =
+        reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, &watch, plan, &shared).await;
     client.socket.watch.waited();
     match result {
         Ok(ended) => {
@@ -301,7 +288,7 @@ async fn ride(
                 go_alone(tx);
                 return Ok(None);
             }
-            Err((failure, progress(Ok(()), true, &shared)))
+            Err((failure, shared.progress(Ok(()))))
         }
     }
 }
@@ -313,16 +300,6 @@ fn go_alone(tx: &mut Transaction<'_>) {
     tx.retries += 1;
     tx.tries.begun = Some(now);
     tx.trace_attempt_delayed(now);
-}
-
-/// How far a try came that failed.
-fn progress(sent: Result<(), Failure>, whole: bool, shared: &Shared) -> Progress {
-    match sent {
-        Err(Failure::UpstreamClosed { silent: true, .. }) => Progress::NotSent,
-        // What has been read of a body that is still arriving is gone; unless none of it has.
-        _ if whole || !shared.body_touched.get() => Progress::AtHand,
-        _ => Progress::Gone,
-    }
 }
 
 /// An idle connection to the endpoint, or a new one; and whether it is the former.
@@ -399,8 +376,7 @@ async fn send(tx: &mut Transaction<'_>, upstream: &mut Socket) -> Result<(), Fai
     result.map_err(|error| upstream.watch.ending(Failure::UpstreamClosed { silent: error.written == 0, reset: true }))
 }
 
-/// Request body and answer at the same time: either may finish first. `may_repeat` says that the connection is a pooled one,
-/// and so may be dead without any fault of this request's.
+/// Request body and answer at the same time: either may finish first.
 async fn duplex(
     tx: &mut Transaction<'_>,
     client: &mut Client,
@@ -408,7 +384,6 @@ async fn duplex(
     upstream: &mut Socket,
     plan: &mut Plan,
     shared: &Shared,
-    may_repeat: bool,
 ) -> Result<Ended, Failure> {
     let body_max = tx.limits().body_bytes;
     let (idle_body, response_header) = (tx.timeouts().idle_body, tx.timeouts().response_header);
@@ -416,7 +391,7 @@ async fn duplex(
     let received = Cell::new(tx.bytes_in);
     let mut body = std::mem::replace(&mut plan.body, Decoder::new(Framing::None));
     let Socket { reader, writer, watch, .. } = upstream;
-    let first_read = may_repeat.then(Canceller::new);
+    let first_read = Canceller::new();
     let result = {
         let upload = Upload {
             worker: &worker,
@@ -430,12 +405,12 @@ async fn duplex(
             received: &received,
             leftover,
             shared,
-            first_read: first_read.as_ref().map(Canceller::handle),
+            first_read: Some(first_read.handle()),
             idle_body,
             response_header,
         };
         let source = Source::Own(reader.ahead());
-        let receive = receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, shared);
+        let receive = reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, shared);
         body::run_both(upload.run(), receive, shared, first_read).await
     };
     plan.body = body;
@@ -445,192 +420,6 @@ async fn duplex(
         Ended::Complete { reusable } => Ended::Complete { reusable: reusable && shared.upload_done.get() },
         Ended::Switched => Ended::Switched,
     })
-}
-
-/// Reads the answer and passes it on to the client.
-async fn receive(
-    tx: &mut Transaction<'_>,
-    writer: &mut Writer,
-    client_watch: &Watched,
-    mut source: Source<'_>,
-    watch: &Watch,
-    plan: &Plan,
-    shared: &Shared,
-) -> Result<Ended, Failure> {
-    let mut inbound = take(&mut tx.scratch.inbound);
-    let mut scan = HeadScan::default();
-    let mut interim = 0;
-    let answer = loop {
-        let rendered = match inbound.is_empty() {
-            true => Rendered::Incomplete,
-            false => render(tx, &inbound, &mut scan, plan, shared).map_err(Failure::UpstreamHead)?,
-        };
-        if let Rendered::NotPassedOn = rendered {
-            tx.worker.buffers.give(inbound);
-            return Err(Failure::UpstreamStatus);
-        }
-        if let Rendered::Answer(answer) = rendered {
-            if answer.is_final() {
-                break answer;
-            }
-            interim += 1;
-            if interim > INTERIM_MAX {
-                return Err(Failure::UpstreamHead(response::ResponseError::TooLarge));
-            }
-            if tx.version == Version::Http11 {
-                // Until all of it is out, no other answer can be given.
-                tx.answer_begun = true;
-                pass(tx, writer, client_watch).await?;
-                tx.answer_begun = false;
-            }
-            if answer.status == 100 && shared.awaits_continue.replace(false) {
-                watch.read_done();
-                client_watch.read_until(tx.worker.after(tx.timeouts().idle_body), Deadline::IdleBody);
-            }
-            inbound.drain(..answer.head_bytes);
-            scan = HeadScan::default();
-            continue;
-        }
-        if !inbound.is_empty() && inbound.len() == inbound.capacity() {
-            // A service may allow longer heads than the buffers are made for.
-            inbound.reserve(inbound.len());
-        }
-        let worker = &tx.worker;
-        let lend = || if inbound.capacity() == 0 { worker.buffers.head() } else { inbound };
-        let (result, filled) = source.read(lend, usize::MAX).await;
-        inbound = filled;
-        match result {
-            Ok(read) if read > 0 => {}
-            closed => {
-                let silent = inbound.is_empty() && interim == 0;
-                return Err(watch.ending(Failure::UpstreamClosed { silent, reset: closed.is_err() }));
-            }
-        }
-    };
-    shared.head_seen.set(true);
-    watch.read_done();
-    // An upstream that does not take the rest of the request still gets its answer through.
-    watch.limit_writes(false);
-    // A client that goes on with its body as slowly as it likes still gets its answer.
-    client_watch.read_done();
-    client_watch.stop_waiting();
-    tx.upstream_answered(answer.status);
-    tx.status = answer.status;
-    tx.ends_at_close = answer.framing == Framing::Close;
-    tx.persistent = answer.client_persistent;
-    if answer.status == 101 {
-        pass(tx, writer, client_watch).await?;
-        inbound.drain(..answer.head_bytes);
-        tx.scratch.inbound = inbound;
-        return Ok(Ended::Switched);
-    }
-    let mut download = Download {
-        tx,
-        from: source,
-        from_watch: watch,
-        to: writer,
-        to_watch: client_watch,
-        framing: answer.framing,
-        decoder: Decoder::new(answer.upstream_framing),
-        with_trailers: plan.accepts_trailers,
-        upstream_persistent: answer.upstream_persistent,
-        bodiless: answer.bodiless,
-    };
-    download.run(&mut inbound, answer.head_bytes).await
-}
-
-/// What [`render`] made of what an upstream sent.
-#[derive(Debug, Clone, Copy)]
-enum Rendered {
-    /// The head goes on.
-    Incomplete,
-    /// Another endpoint is to answer, and the request stands in the scratch's `out` still.
-    NotPassedOn,
-    /// The client's head stands there, unless it gets none.
-    Answer(Answer),
-}
-
-/// What [`render`] read out of an upstream's head.
-#[derive(Debug, Clone, Copy)]
-struct Answer {
-    head_bytes: usize,
-    status: u16,
-    upstream_framing: Framing,
-    upstream_persistent: bool,
-    bodiless: bool,
-    framing: Framing,
-    client_persistent: bool,
-}
-
-impl Answer {
-    /// 1xx other than 101 are followed by another answer.
-    fn is_final(self) -> bool {
-        self.status >= 200 || self.status == 101
-    }
-}
-
-/// Reads an upstream's head and writes the client's into the scratch's `out`.
-fn render(
-    tx: &mut Transaction<'_>,
-    inbound: &[u8],
-    scan: &mut HeadScan,
-    plan: &Plan,
-    shared: &Shared,
-) -> Result<Rendered, response::ResponseError> {
-    let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let Some(head) = response::parse(inbound, scan, &mut storage, plan.asked, tx.limits())? else {
-        return Ok(Rendered::Incomplete);
-    };
-    // How long the client took to send its body is no time of the endpoint's.
-    tx.tries.begun = shared.uploaded_at.get().or(tx.tries.begun);
-    if head.status >= 400
-        && attempt::again_for_status(tx, plan, head.status, progress(Ok(()), shared.upload_done.get(), shared))
-    {
-        return Ok(Rendered::NotPassedOn);
-    }
-    let framing = match (head.framing, tx.version) {
-        (Framing::Chunked | Framing::Close, Version::Http11) => Framing::Chunked,
-        (Framing::Chunked | Framing::Close, Version::Http10) => Framing::Close,
-        (known, _) => known,
-    };
-    let client_persistent =
-        tx.persistent && shared.upload_done.get() && framing != Framing::Close && !tx.worker.is_draining();
-    let answer = Answer {
-        head_bytes: head.bytes.len(),
-        status: head.status,
-        upstream_framing: head.framing,
-        upstream_persistent: head.persistent,
-        bodiless: head.bodiless,
-        framing,
-        client_persistent,
-    };
-    if !answer.is_final() && tx.version == Version::Http10 {
-        // Such a client gets none of them, and the request in `out` may have to be sent again.
-        return Ok(Rendered::Answer(answer));
-    }
-    let mut clock = tx.worker.clock.borrow_mut();
-    let returning = Returning {
-        version: tx.version,
-        framing,
-        persistent: client_persistent,
-        from_gateway: tx.service().is_some_and(|(service, _)| service.kind == ServiceKind::Management),
-        request_id: &tx.scratch.request_id,
-        date: clock.http_date(tx.worker.unix_ms_coarse()),
-        fields: &tx.scratch.fields,
-        replaces: tx.replaces,
-    };
-    tx.request_gone = true;
-    tx.scratch.out.clear();
-    response::write(&head, &returning, &mut tx.scratch.out);
-    Ok(Rendered::Answer(answer))
-}
-
-/// Sends what stands in the scratch's `out` to the client.
-pub async fn pass(tx: &mut Transaction<'_>, writer: &mut Writer, watch: &Watched) -> Result<(), Failure> {
-    let patience = tx.worker.patience(watch, tx.timeouts().idle_body);
-    let (result, out) = writer.write_all(take(&mut tx.scratch.out), patience).await;
-    tx.scratch.out = out;
-    result.map_err(|_| watch.ending(Failure::ClientGone))
 }
 
 /// Keeps the connection for the next request, unless a drain makes that one unlikely.

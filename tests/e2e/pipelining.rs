@@ -336,6 +336,10 @@ fn whatever_becomes_of_the_connection_everybody_is_answered() {
     check("says that it closes", say, 2..=2, true);
     check("has an empty body", |connection| connection.send(EMPTY), 0..=0, true);
     check("has no body", |connection| connection.send(NO_BODY), 2..=2, false);
+    let old = |connection: &mut Connection| {
+        connection.send("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n/1")
+    };
+    check("is of HTTP/1.0", old, 2..=2, false);
     check("has a body that may not be there", |connection| connection.send(EVIL), 2..=2, false);
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::backend::Connection;
 use crate::support::client::Response;
-use crate::support::{Backend, Gateway, service, until};
+use crate::support::{Backend, Gateway, kernel, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 3\r\n\r\nbad";
@@ -239,6 +239,88 @@ fn a_status_that_is_retried_need_not_be_a_failure() {
 }
 
 #[test]
+fn an_answer_to_a_body_that_is_gone_is_passed_on() {
+    let (bad, good) = (Backend::answering(UNAVAILABLE), Backend::answering(OK));
+    let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], &format!("{PATIENT}body_bytes = 10")));
+    for framing in ["Transfer-Encoding: chunked", "Content-Length: 11"] {
+        let mut statuses = [(); 4].map(|()| {
+            let mut client = gateway.connect();
+            client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n"));
+            until("the head is read", || kernel::unread_of(client.stream.local_addr().expect("bound")) == 0);
+            client.send(if framing.ends_with("chunked") { "b\r\nhello world\r\n0\r\n\r\n" } else { "hello world" });
+            client.response().status
+        });
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 503, 503], "{framing}");
+    }
+    assert_eq!((bad.requests().len(), good.requests().len()), (4, 4));
+}
+
+/// A backend that counts the heads it has got, and answers when `hello world` has come behind one.
+fn greeted(heads: &Arc<AtomicUsize>) -> Backend {
+    let heads = Arc::clone(heads);
+    Backend::start(move |connection| {
+        loop {
+            connection.head()?;
+            heads.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(connection.take(11)?, b"hello world");
+            connection.send(OK)?;
+        }
+    })
+}
+
+const GREETING: &str = "PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n";
+
+#[test]
+fn a_body_that_is_still_to_come_goes_elsewhere_whole() {
+    let heads = Arc::default();
+    let bad = Backend::start(|connection| {
+        connection.head()?;
+        connection.send("what?\r\n\r\n")
+    });
+    let good = greeted(&heads);
+    let gateway = Gateway::start(&service("api", &[bad.url(), good.url()], &format!("{PATIENT}body_bytes = 10")));
+    for request in 1..=4 {
+        let mut client = gateway.connect();
+        client.send(GREETING);
+        until("it is where it is answered", || heads.load(Ordering::SeqCst) == request);
+        client.send("hello world");
+        assert_eq!(client.response().status, 200);
+    }
+    assert_eq!(gateway.metric("api_gateway_retries_total{worker=\"0\"}"), 2.0);
+}
+
+#[test]
+fn an_answer_that_does_not_wait_for_the_body_is_passed_on() {
+    let (hasty_heads, heads) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+    let counter = Arc::clone(&hasty_heads);
+    let hasty = Backend::start(move |connection| {
+        connection.head()?;
+        counter.fetch_add(1, Ordering::SeqCst);
+        connection.send(UNAVAILABLE)?;
+        connection.rest();
+        Ok(())
+    });
+    let good = greeted(&heads);
+    let gateway = Gateway::start(&service("api", &[hasty.url(), good.url()], &format!("{PATIENT}body_bytes = 10")));
+    let (mut hastily, mut well) = (0, 0);
+    for _ in 0..4 {
+        let mut client = gateway.connect();
+        client.send(GREETING);
+        until("it is somewhere", || hasty_heads.load(Ordering::SeqCst) + heads.load(Ordering::SeqCst) > hastily + well);
+        if hasty_heads.load(Ordering::SeqCst) > hastily {
+            hastily += 1;
+            assert_eq!(client.response().status, 503);
+        } else {
+            well += 1;
+            client.send("hello world");
+            assert_eq!(client.response().status, 200);
+        }
+    }
+    assert_eq!((hastily, well), (2, 2));
+}
+
+#[test]
 fn small_bodies_are_gathered_and_large_ones_are_not() {
     let bad = failing(|_| Ok(()));
     let good = Backend::answering(OK);
@@ -247,7 +329,7 @@ fn small_bodies_are_gathered_and_large_ones_are_not() {
         let mut client = gateway.connect();
         client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
         // The body comes for itself.
-        std::thread::sleep(Duration::from_millis(20));
+        until("the head is read", || kernel::unread_of(client.stream.local_addr().expect("bound")) == 0);
         client.try_send("b".repeat(length)).map_or(502, |()| client.response().status)
     };
     assert_eq!([(); 4].map(|()| put(1_000)), [200; 4]);
