@@ -174,7 +174,8 @@ LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PG
          "haproxy": peers.haproxy, "caddy": peers.caddy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
 BARE = (Target("ringway", "nginx", 0.90), Target("ringway", "haproxy", 0.85), Target("ringway", "pingora", 0.55),
-        Target("ringway, bare", "relay", 1.06), Target("ringway, bare, pipelining", "relay", 1.06))
+        Target("ringway, bare", "relay", 1.06), Target("ringway, bare, pipelining", "relay", 1.06),
+        Target(f"{peers.PGO}, pipelining", "relay", 1.06))
 
 # ringway otherwise than it comes; by the number of connections.
 LEAN = {"ringway, bare": peers.ringway_bare, "ringway, bare, pipelining": peers.ringway_pipelined, peers.PGO: peers.ringway_pgo,

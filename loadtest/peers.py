@@ -60,7 +60,7 @@ def ringway_pgo(bench, backend):
     return ringway(bench, backend, NO_LOG, name="pgo", binary=PGO_BINARY)
 
 
-PIPELINED = OPEN + "\npipelining = 8"
+PIPELINED = OPEN + "\npipelining = 16"
 
 
 def ringway_pipelined(bench, backend):

@@ -39,7 +39,7 @@ def targets(cases):
     body = []
     for name, rows in cases.items():
         for target in CASES[name].targets:
-            if target.versus in rows:
+            if target.who in rows and target.versus in rows:
                 ratio = rows[target.who][target.figure] / rows[target.versus][target.figure]
                 what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} of {target.who} beside {target.versus}"
                 body.append([what, f"≤ {target.most:.2f}", f"{ratio:.2f}", "met" if ratio <= target.most else "missed"])
