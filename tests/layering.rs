@@ -100,7 +100,9 @@ fn unsafe_blocks_name_their_invariant() {
         ("control/handover.rs", 1, "close_range, before anything is open"),
     ];
     let mut found: Vec<String> = Vec::new();
-    for part in ["proxy", "control", "telemetry", "http", "policy", "traffic", "redis", "snapshot", "demo", "main"] {
+    for part in
+        ["proxy", "control", "telemetry", "http", "policy", "traffic", "redis", "snapshot", "demo", "gateway", "main"]
+    {
         for (path, text) in sources(part) {
             let lines: Vec<&str> = text.lines().collect();
             for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
