@@ -289,11 +289,6 @@ impl Seat {
         if self.is_last() { self.batch.socket.take() } else { None }
     }
 
-    /// Whether the request has brought the connection.
-    pub fn leads(&self) -> bool {
-        self.number == 0
-    }
-
     fn is_last(&self) -> bool {
         self.batch.stage.get() == Stage::UnderWay && self.number + 1 == self.batch.seats.get()
     }

@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::reply::{self, Ended};
 use super::socket::{Reader, Socket, Writer};
 use super::transaction::Transaction;
-use super::watch::{Watch, Watched};
+use super::watch::{Millis, Watch, Watched};
 use super::worker::Worker;
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
 use crate::telemetry::counters::Deadline;
@@ -99,6 +99,8 @@ pub struct Upload<'a> {
     pub idle_body: Duration,
     /// `timeouts.response_header`.
     pub response_header: Duration,
+    /// When an upstream has to speak that is waited for before the body, and by which rule.
+    pub leave_due: Option<(Millis, Deadline)>,
 }
 
 impl Upload<'_> {
@@ -171,8 +173,10 @@ impl Upload<'_> {
     fn set_deadline(&self) {
         if self.shared.head_seen.get() {
             self.from_watch.read_done();
-        } else if self.shared.awaits_continue.get() {
-            self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
+        } else if let Some((due, deadline)) = self.leave_due
+            && self.shared.awaits_continue.get()
+        {
+            self.to_watch.read_until(due, deadline);
         } else {
             self.from_watch.read_until(self.worker.after(self.idle_body), Deadline::IdleBody);
         }
@@ -310,11 +314,11 @@ impl Download<'_, '_> {
     }
 
     /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection
-    /// cannot go on, the others learn so here.
+    /// does not go on, the others learn so as early as that is known.
     fn hands_on(&self) -> Option<&Seat> {
-        let seat = self.from.followed().filter(|_| self.decoder.is_done())?;
+        let seat = self.from.followed()?;
         if self.upstream_persistent && self.pipelines && !self.was_ended() {
-            return Some(seat);
+            return self.decoder.is_done().then_some(seat);
         }
         seat.dissolve();
         if !self.pipelines
@@ -381,26 +385,28 @@ pub async fn run_both(
     let mut first_read = Some(first_read);
     let mut gone = None;
     poll_fn(|cx| {
-        if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
-            uploading = false;
-            if let Err(failure) = result {
-                return Poll::Ready(Err(gone.unwrap_or(failure)));
-            }
-        }
-        if let Some(failure) = gone {
-            return if shared.body_touched.get() { Poll::Ready(Err(failure)) } else { Poll::Pending };
-        }
-        let result = answer.as_mut().poll(cx);
-        if let Poll::Ready(Err(failure)) = result
+        // First: what is gone already takes nothing of the body.
+        let answered = match gone {
+            Some(failure) => Poll::Ready(Err(failure)),
+            None => answer.as_mut().poll(cx),
+        };
+        if let Poll::Ready(Err(failure)) = answered
             && uploading
+            && !shared.head_seen.get()
             && !shared.body_touched.get()
             && let Some(read) = first_read.take()
         {
             read.cancel();
             gone = Some(failure);
-            return Poll::Pending;
         }
-        result
+        if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
+            uploading = false;
+            if let (Err(failure), Poll::Pending) = (result, answered) {
+                return Poll::Ready(Err(failure));
+            }
+        }
+        let is_reading = gone.is_some() && uploading && !shared.body_touched.get();
+        if is_reading { Poll::Pending } else { answered }
     })
     .await
 }

@@ -64,6 +64,7 @@ pub async fn forward(tx: &mut Transaction<'_>, client: &mut Client, leftover: &m
     let whole = plan.body.is_done();
     tx.error = Some(failure.word());
     tx.persistent &= whole;
+    client.socket.watch.read_done();
     client.socket.watch.waited();
     if !tx.answer_begun
         && let Some(problem) = failure.problem()
@@ -220,6 +221,7 @@ fn seats(tx: &Transaction<'_>, plan: &Plan) -> usize {
 /// A seat in the open batch for the request's endpoint, where there is one with room.
 fn join(tx: &Transaction<'_>, seats: usize) -> Option<Seat> {
     let seat = tx.worker.batches.join(tx.endpoint_state()?.1, &tx.scratch.out, seats)?;
+    tx.worker.counters.upstream_reused.add(1);
     tx.worker.counters.upstream_pipelined.add(1);
     Some(seat)
 }
@@ -252,9 +254,6 @@ async fn ride(
         go_alone(tx);
         return Ok(None);
     };
-    if !seat.leads() {
-        tx.worker.counters.upstream_reused.add(1);
-    }
     client.socket.watch.wait_for(Some(&watch), tx.worker.now());
     tx.scratch.inbound = inbound;
     let (due, deadline) = attempt::answer_due(tx, plan);
@@ -387,6 +386,7 @@ async fn duplex(
 ) -> Result<Ended, Failure> {
     let body_max = tx.limits().body_bytes;
     let (idle_body, response_header) = (tx.timeouts().idle_body, tx.timeouts().response_header);
+    let leave_due = shared.awaits_continue.get().then(|| attempt::answer_due(tx, plan));
     let worker = Rc::clone(&tx.worker);
     let received = Cell::new(tx.bytes_in);
     let mut body = std::mem::replace(&mut plan.body, Decoder::new(Framing::None));
@@ -408,6 +408,7 @@ async fn duplex(
             first_read: Some(first_read.handle()),
             idle_body,
             response_header,
+            leave_due,
         };
         let source = Source::Own(reader.ahead());
         let receive = reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, shared);

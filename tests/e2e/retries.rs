@@ -321,6 +321,49 @@ fn an_answer_that_does_not_wait_for_the_body_is_passed_on() {
 }
 
 #[test]
+fn a_body_that_comes_while_its_endpoint_fails_arrives_whole_or_not_at_all() {
+    for driver in ["io_uring", "epoll"] {
+        let bad = Backend::start(|connection| {
+            connection.head()?;
+            connection.send("what?\r\n\r\n")
+        });
+        let good = Backend::answering(OK);
+        let lines = format!("{PATIENT}body_bytes = 10\n[services.api.circuit_breaker]\nenabled = false");
+        let tables = service("api", &[bad.url(), good.url()], &lines);
+        let gateway = Gateway::start_with(&format!("driver = \"{driver}\""), &tables);
+        for round in 0..300 {
+            let mut client = gateway.connect();
+            client.send(GREETING);
+            // Some come before the endpoint has failed, some afterwards, and some in that moment.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_micros(round % 100 * 4) {
+                std::hint::spin_loop();
+            }
+            client.send("hello worldGET /api HTTP/1.1\r\nHost: a\r\n\r\n");
+            let statuses = (client.response().status, client.response().status);
+            assert!(matches!(statuses, (200 | 502, 200)), "{driver}: {statuses:?}");
+        }
+        let arrived = good.requests();
+        let mut bodies = arrived.iter().filter(|request| request.line().starts_with("PUT"));
+        assert!(bodies.all(|request| request.body == b"hello world"), "{driver}");
+    }
+}
+
+#[test]
+fn leave_to_send_a_body_is_waited_for_no_longer_than_an_answer() {
+    let silent: Vec<String> = (0..3).map(|_| Backend::silent().url()).collect();
+    let timeouts = "[services.api.timeouts]\nresponse_header = \"1s\"\n";
+    let gateway = Gateway::start(&service("api", &silent, &format!("{timeouts}{PATIENT}try_timeout = \"200ms\"")));
+    let mut client = gateway.connect();
+    let begun = Instant::now();
+    client.send("PUT /api HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(client.response().status, 504);
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_millis(2_500)).contains(&took), "{took:?}");
+    assert_eq!(gateway.metric("api_gateway_retries_total{worker=\"0\"}"), 2.0);
+}
+
+#[test]
 fn small_bodies_are_gathered_and_large_ones_are_not() {
     let bad = failing(|_| Ok(()));
     let good = Backend::answering(OK);
