@@ -40,8 +40,9 @@ impl Crew {
             let core = (!cores.is_empty()).then(|| cores[worker % cores.len()]);
             let (started, ended) = (started_tx.clone(), ended_tx.clone());
             thread::Builder::new().name(format!("ringway-{worker}")).spawn(move || {
-                let result = panic::catch_unwind(AssertUnwindSafe(|| {
-                    runtime::run(parts, listeners, core, driver, |running| {
+                // The closure goes, and the sender with it, when the worker runs or has failed.
+                let result = panic::catch_unwind(AssertUnwindSafe(move || {
+                    runtime::run(parts, listeners, core, driver, move |running| {
                         // The receiver is gone when another worker failed to start.
                         let _ = started.send(WorkerInfo { worker, driver: running.driver, flags: running.flags });
                     })

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use monoio::io::{CancelHandle, Canceller};
 
 use super::attempt::Progress;
@@ -379,19 +381,21 @@ pub async fn run_both(
     shared: &Shared,
     first_read: Canceller,
 ) -> Result<Ended, Failure> {
-    let mut upload = pin!(upload);
+    let mut upload = pin!(upload.fuse());
     let mut answer = pin!(answer);
-    let mut uploading = true;
     let mut first_read = Some(first_read);
     let mut gone = None;
     poll_fn(|cx| {
-        // First: what is gone already takes nothing of the body.
+        // What is gone already takes nothing of the body; once that is on its way, its end is known before the answer is looked at.
+        let answer_first = !shared.body_touched.get();
+        if !answer_first && let Poll::Ready(Err(failure)) = upload.as_mut().poll(cx) {
+            return Poll::Ready(Err(failure));
+        }
         let answered = match gone {
             Some(failure) => Poll::Ready(Err(failure)),
             None => answer.as_mut().poll(cx),
         };
         if let Poll::Ready(Err(failure)) = answered
-            && uploading
             && !shared.head_seen.get()
             && !shared.body_touched.get()
             && let Some(read) = first_read.take()
@@ -399,13 +403,13 @@ pub async fn run_both(
             read.cancel();
             gone = Some(failure);
         }
-        if uploading && let Poll::Ready(result) = upload.as_mut().poll(cx) {
-            uploading = false;
-            if let (Err(failure), Poll::Pending) = (result, answered) {
-                return Poll::Ready(Err(failure));
-            }
+        if answer_first
+            && let Poll::Ready(Err(failure)) = upload.as_mut().poll(cx)
+            && answered.is_pending()
+        {
+            return Poll::Ready(Err(failure));
         }
-        let is_reading = gone.is_some() && uploading && !shared.body_touched.get();
+        let is_reading = gone.is_some() && !upload.is_terminated() && !shared.body_touched.get();
         if is_reading { Poll::Pending } else { answered }
     })
     .await

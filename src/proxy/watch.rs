@@ -2,7 +2,7 @@
 //!
 //! Every socket has a [`Watch`]. Whoever waits on it notes until when, in a few plain stores; the worker's tick looks at all
 //! of them and shuts a socket down whose time is over, which wakes the waiting read or write. So a deadline costs a request
-//! nothing but those stores, no operation of the ring is cancelled for it, and none loses bytes.
+//! nothing but those stores, and no byte is lost to it.
 //!
 //! The same sweep notices clients that leave while an upstream is being waited for: one poll(2) for all that have waited
 //! longer than a tick, instead of an operation a request.
