@@ -1,9 +1,15 @@
 //! Descriptors are few: the gateway allows itself what it may, and keeps some to reach backends with.
 
+use std::env;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
+
 use crate::support::client::Sight;
 use crate::support::gateway::with_descriptors;
 use crate::support::kernel::allow_descriptors;
-use crate::support::{Backend, Client, Gate, Gateway, service, until, until_still};
+use crate::support::{Backend, Client, DEADLINE, Gate, Gateway, service, until, until_still};
 
 /// A request in two parts: a client that has sent the first is not idle, so nobody takes its place.
 const BEGINNING: &str = "GET /api HTTP/1.1\r\n";
@@ -69,4 +75,37 @@ fn clients_that_take_all_they_can_get_do_not_keep_requests_from_their_backend() 
     for client in &mut waiting {
         assert_eq!(client.response().status, 200);
     }
+}
+
+#[test]
+fn a_process_for_whose_workers_there_are_not_enough_serves_or_says_why() {
+    // Where in its start it runs out depends on what it was given.
+    let ends: Vec<bool> = (25..=40)
+        .map(|descriptors| {
+            let mut process = with_descriptors(descriptors, descriptors)
+                .arg("run")
+                .current_dir(env::temp_dir())
+                .env_clear()
+                .envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("RINGWAY_SERVER__WORKERS", "6")])
+                .env("RINGWAY_SERVER__DRIVER", "io_uring")
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("a shell");
+            let lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+            let (tell, told) = mpsc::channel();
+            thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line)));
+            let end = loop {
+                match told.recv_timeout(DEADLINE) {
+                    Ok(line) if line.starts_with("ringway: ") => break Some(true),
+                    Ok(line) if line.contains("\"listening\"") => break Some(false),
+                    Ok(_) => {}
+                    Err(_) => break None,
+                }
+            };
+            process.kill().and_then(|()| process.wait()).expect("a process");
+            end.unwrap_or_else(|| panic!("with {descriptors} descriptors it neither serves nor says why"))
+        })
+        .collect();
+    assert!(ends.contains(&true), "there were enough each time");
 }
