@@ -49,7 +49,7 @@ const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
 pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let events = Arc::new(events::init(level(config.level), io::stderr().is_terminal())?);
     let workers = worker_count(config.server.workers);
-    let connections_max = connections_max(config.server.max_connections_per_worker, workers);
+    let connections_max = connections_max(config.server.max_connections_per_worker, workers)?;
     let driver = driver(config.server.driver);
     let mut inherited = handover::inherit().context("cannot take the listening sockets over")?;
     let given = inherited.as_mut().and_then(|inherited| inherited.management.take());
@@ -232,8 +232,17 @@ fn worker_count(workers: Workers) -> usize {
 }
 
 /// How many clients each worker takes: what is `configured`, or what the descriptor limit allows.
-fn connections_max(configured: u32, workers: usize) -> u32 {
+///
+/// # Errors
+/// It does not even allow the workers themselves.
+fn connections_max(configured: u32, workers: usize) -> anyhow::Result<u32> {
     let descriptors = descriptors::raise_limit();
+    let least = descriptors::least(workers);
+    anyhow::ensure!(
+        descriptors >= least,
+        "the limit on open files is {descriptors}, and with {workers} workers (server.workers) it must be {least} or more; \
+         raise it (LimitNOFILE in systemd, ulimit -n)"
+    );
     let possible = descriptors::clients_per_worker(descriptors, workers);
     if possible < configured {
         tracing::warn!(
@@ -244,5 +253,5 @@ fn connections_max(configured: u32, workers: usize) -> u32 {
              raise it (LimitNOFILE in systemd, ulimit -n)"
         );
     }
-    possible.min(configured)
+    Ok(possible.min(configured))
 }

@@ -9,6 +9,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const OWN: u64 = 64;
 const OWN_PER_WORKER: u64 = 16;
 
+/// What it cannot do without: what it holds when nobody asks anything, and a client and an upstream for each worker.
+const LEAST: u64 = 32;
+const LEAST_PER_WORKER: u64 = 8;
+
 /// Raises the limit on open descriptors as far as it may be raised without privileges (getrlimit(2), RLIMIT_NOFILE), and
 /// returns it.
 pub fn raise_limit() -> u64 {
@@ -17,6 +21,11 @@ pub fn raise_limit() -> u64 {
     let current = if raised { limit.maximum } else { limit.current };
     // None means infinity.
     current.unwrap_or(u64::MAX)
+}
+
+/// The fewest descriptors that a process with `workers` workers starts with.
+pub fn least(workers: usize) -> u64 {
+    LEAST + LEAST_PER_WORKER * workers as u64
 }
 
 /// How many clients each of `workers` workers can have when the process may have `limit` descriptors: three quarters of

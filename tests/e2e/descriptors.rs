@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
@@ -77,35 +77,49 @@ fn clients_that_take_all_they_can_get_do_not_keep_requests_from_their_backend() 
     }
 }
 
+/// What a gateway with six workers on io_uring says last before it ends; nothing if it comes to listen. Of the descriptors
+/// that it may have, some are `taken`, as by a parent that leaves files open to it.
+fn end_of_start(descriptors: usize, taken: usize) -> Option<String> {
+    let script =
+        format!("for i in {{1..{taken}}}; do exec {{file}}</dev/null; done; ulimit -n {descriptors}; exec \"$0\" run");
+    let mut process = Command::new("bash")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_ringway")])
+        .current_dir(env::temp_dir())
+        .env_clear()
+        .envs([("HOST", "127.0.0.1"), ("PORT", "0")])
+        .envs([("RINGWAY_SERVER__WORKERS", "6"), ("RINGWAY_SERVER__DRIVER", "io_uring")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line)));
+    let mut last = String::new();
+    let end = loop {
+        match told.recv_timeout(DEADLINE) {
+            Ok(line) if line.contains("\"listening\"") => break Ok(None),
+            Ok(line) => last = line,
+            Err(RecvTimeoutError::Disconnected) => break Ok(Some(last)),
+            Err(RecvTimeoutError::Timeout) => break Err(last),
+        }
+    };
+    process.kill().and_then(|()| process.wait()).expect("a process");
+    end.unwrap_or_else(|last| panic!("with {taken} taken it neither listens nor ends, and last said {last:?}"))
+}
+
 #[test]
-fn a_process_for_whose_workers_there_are_not_enough_serves_or_ends() {
-    // Where in its start it runs out depends on what it was given.
-    let ended: Vec<bool> = (25..=40)
-        .map(|descriptors| {
-            let mut process = with_descriptors(descriptors, descriptors)
-                .arg("run")
-                .current_dir(env::temp_dir())
-                .env_clear()
-                .envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("RINGWAY_SERVER__WORKERS", "6")])
-                .env("RINGWAY_SERVER__DRIVER", "io_uring")
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("a shell");
-            let lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-            let (tell, told) = mpsc::channel();
-            thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line)));
-            let end = loop {
-                match told.recv_timeout(DEADLINE) {
-                    Ok(line) if line.contains("\"listening\"") => break Some(false),
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Disconnected) => break Some(true),
-                    Err(RecvTimeoutError::Timeout) => break None,
-                }
-            };
-            process.kill().and_then(|()| process.wait()).expect("a process");
-            end.unwrap_or_else(|| panic!("with {descriptors} descriptors it neither serves nor ends"))
-        })
-        .collect();
-    assert!(ended.contains(&true), "there were enough each time");
+fn a_process_with_too_few_for_its_workers_says_how_many_it_needs() {
+    let said = end_of_start(79, 0).expect("it ends");
+    assert!(said.contains("the limit on open files is 79") && said.contains("must be 80 or more"), "{said}");
+    assert_eq!(end_of_start(80, 0), None);
+}
+
+#[test]
+fn a_worker_that_cannot_start_ends_the_process() {
+    // Where in its start it runs out depends on how many are left.
+    let ends: Vec<_> = (40..=64).map(|taken| end_of_start(80, taken)).collect();
+    let is_a_workers =
+        |end: &Option<String>| end.as_ref().is_some_and(|said| said.contains("io_uring is not available"));
+    assert!(ends.iter().any(is_a_workers), "{ends:#?}");
 }
