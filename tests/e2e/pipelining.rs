@@ -49,18 +49,20 @@ struct Paused<'a>(&'a Gateway);
 impl<'a> Paused<'a> {
     fn new(gateway: &'a Gateway) -> Paused<'a> {
         let tasks = format!("/proc/{}/task", gateway.pid());
-        gateway.signal("STOP");
-        until("all of the gateway's threads stand still", || {
+        let all_are = |state: &str| {
             let mut stats = fs::read_dir(&tasks).expect("a process").flatten().map(|task| task.path().join("stat"));
-            stats.all(|stat| fs::read_to_string(stat).is_ok_and(|stat| stat.contains(") T ")))
-        });
+            stats.all(|stat| fs::read_to_string(stat).is_ok_and(|stat| stat.contains(state)))
+        };
+        // Its worker may have to begin to read from a client that has its answer: what is there by then it finds before all else.
+        until("all of the gateway's threads wait for something to do", || all_are(") S "));
+        gateway.signal("STOP");
+        until("they stand still", || all_are(") T "));
         Paused(gateway)
     }
 
     fn send(&self, client: &mut Client, request: &str) {
         client.send(request);
-        let address = client.stream.local_addr().expect("bound");
-        until("it has come", || kernel::unread_of(address) == request.len() as u64);
+        until("it has come", || kernel::unread_of(&client.stream) == request.len() as u64);
     }
 }
 

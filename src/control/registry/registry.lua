@@ -98,8 +98,8 @@ elseif step == 'deregister' and not is_gone then
         result = 'known'
         publish()
     end
-elseif step == 'try' then
-    -- Whether anything can be written at all; nobody sees it.
+elseif step == 'try' or step == 'renew' and not is_gone then
+    -- Whether anything can be written at all; nobody sees it. Whom a Redis that takes nothing does not have any more may be alive.
     redis.call('HSET', key, 'try', '')
     redis.call('HDEL', key, 'try')
 end

@@ -281,6 +281,25 @@ fn a_redis_that_takes_no_changes_forgets_nobody() {
 }
 
 #[test]
+fn whom_a_redis_that_takes_no_changes_has_lost_is_not_told_that_it_is_unknown() {
+    let backend = Backend::answering(OK);
+    let redis = RedisServer::start(&[]);
+    let gateway = on_redis(&backend, &redis);
+    let at = register(&gateway, "http://127.0.0.1:9", 600);
+    // It has read what was registered, and has no reason to read again for a while.
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(redis.command(&["DEL", HASH]), ":1");
+    assert_eq!(redis.command(&["CONFIG", "SET", "maxmemory", "1"]), "+OK");
+    let answer = ask(&gateway, "PUT", &at, "");
+    assert_eq!((answer.status, answer.reason().as_str()), (503, "registry_unavailable"));
+    assert_eq!(listed(&gateway), ["http://127.0.0.1:9"]);
+    until("it is noticed", || is_stale(&gateway));
+    assert_eq!(redis.command(&["CONFIG", "SET", "maxmemory", "0"]), "+OK");
+    until("it is brought back", || !is_stale(&gateway));
+    assert_eq!(ask(&gateway, "PUT", &at, "").status, 200);
+}
+
+#[test]
 fn a_service_that_a_reload_adds_has_its_instances_at_once() {
     let backend = Backend::answering(OK);
     let redis = RedisServer::start(&[]);

@@ -48,9 +48,13 @@ pub fn held_for(address: SocketAddr) -> u64 {
     with_port(address.port()).iter().map(held).sum()
 }
 
-/// How many bytes of what `client` sent to its server have come there and are not read.
-pub fn unread_of(client: SocketAddr) -> u64 {
-    with_port(client.port()).iter().filter(|row| row.remote_port == client.port()).map(|row| row.unread).sum()
+/// How many bytes of what a `client` sent to its server have come there and are not read.
+pub fn unread_of(client: &TcpStream) -> u64 {
+    let server = client.peer_addr().expect("connected").port();
+    // Its port alone may be that of somebody else's connection to another server, too.
+    let client = client.local_addr().expect("bound").port();
+    let is_servers_end = |row: &&Row| (row.local_port, row.remote_port) == (server, client);
+    with_port(client).iter().filter(is_servers_end).map(|row| row.unread).sum()
 }
 
 /// A listener whose queue is full: the kernel drops whatever asks for another connection, as a host that is gone would.
