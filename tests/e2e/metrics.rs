@@ -373,18 +373,3 @@ fn events_that_nobody_reads_hold_nothing_up() {
     drop(writer);
     signal(reader, "CONT");
 }
-
-#[test]
-fn an_event_that_comes_again_and_again_is_left_out() {
-    let backend = Backend::answering(OK);
-    let tables = service("api", &[backend.url()], "");
-    let gateway = gateway_to(&backend);
-    for turn in 0..75 {
-        gateway.reload(&(tables.clone() + &format!("[timeouts]\nconnect = \"{}ms\"\n", 1_000 + turn)));
-    }
-    let left_out =
-        gateway.events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("left out")));
-    assert!(left_out["count"].as_u64() > Some(0), "{left_out}");
-    let applied = gateway.events.all().iter().filter(|event| event["generation"].is_u64()).count();
-    assert!(applied <= 60, "{applied}");
-}

@@ -563,3 +563,16 @@ fn many_at_once() {
         }
     }
 }
+
+#[test]
+fn an_event_that_comes_again_and_again_is_left_out() {
+    let gateway = Gateway::start(&tables(&Backend::answering(OK), ""));
+    for port in 1..=75 {
+        register(&gateway, &format!("http://127.0.0.1:{port}"), 600);
+    }
+    let left_out =
+        gateway.events.wait_for(|event| event["message"].as_str().is_some_and(|text| text.contains("left out")));
+    assert!(left_out["count"].as_u64() > Some(0), "{left_out}");
+    let written = gateway.events.all().iter().filter(|event| event["message"] == "an instance was registered").count();
+    assert_eq!(written, 60);
+}

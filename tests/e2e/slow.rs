@@ -44,7 +44,7 @@ fn sends_much() -> Backend {
 
 /// Begins to send a large body, in a thread.
 fn upload(client: &mut Client) {
-    // Not after the head: to make it up takes a while, too.
+    // Not after the head: to make it up may take a while, too.
     let body = pattern(0, LENGTH);
     client.send(format!("PUT /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: slow\r\nContent-Length: {LENGTH}\r\n\r\n"));
     let mut sender = client.sender();

@@ -7,7 +7,7 @@ pub mod gateway;
 pub mod kernel;
 pub mod prometheus;
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,28 +80,32 @@ impl Gate {
     }
 }
 
-/// Bytes that tell where in a body they stand: a period that no buffer size divides.
+/// After so many bytes a [`pattern`] begins anew. No buffer size divides it.
+const PERIOD: usize = 65_521;
+
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| (0..PERIOD).map(|at| (at ^ (at >> 8)) as u8).collect());
+
+/// Bytes that tell where in a body they stand: `length` of them, from the body's byte `from` on.
 pub fn pattern(from: u64, length: usize) -> Vec<u8> {
-    const PERIOD: u64 = 65_521;
-    (from..from + length as u64).map(|at| ((at % PERIOD) ^ ((at % PERIOD) >> 8)) as u8).collect()
+    let mut bytes = Vec::with_capacity(length);
+    let mut next = &PATTERN[(from % PERIOD as u64) as usize..];
+    while bytes.len() < length {
+        bytes.extend_from_slice(&next[..next.len().min(length - bytes.len())]);
+        next = &PATTERN;
+    }
+    bytes
 }
 
 /// Checks bytes against [`pattern`], however they arrive.
 #[derive(Default)]
 pub struct PatternCheck {
     at: u64,
-    period: Vec<u8>,
 }
 
 impl PatternCheck {
     pub fn take(&mut self, bytes: &[u8]) {
-        const PERIOD: usize = 65_521;
-        if self.period.is_empty() {
-            self.period = pattern(0, 2 * PERIOD);
-        }
         for piece in bytes.chunks(PERIOD) {
-            let start = (self.at % PERIOD as u64) as usize;
-            assert!(piece == &self.period[start..start + piece.len()], "the body differs after byte {}", self.at);
+            assert!(piece == pattern(self.at, piece.len()), "the body differs after byte {}", self.at);
             self.at += piece.len() as u64;
         }
     }
