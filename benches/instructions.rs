@@ -14,7 +14,9 @@ use support::{Work, auth, decisions, exchange, heads, records};
 #[library_benchmark]
 #[bench::request_head(heads::request())]
 #[bench::request_parse(heads::request_parse())]
+#[bench::request_rewrite(heads::request_rewrite())]
 #[bench::response_head(heads::response())]
+#[bench::response_rewrite(heads::response_rewrite())]
 #[bench::chunked_body(heads::chunked())]
 #[bench::trace_context(heads::trace_context())]
 fn http(work: Work) -> Work {

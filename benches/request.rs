@@ -11,10 +11,12 @@ use support::{Work, decisions, exchange, heads, records};
 /// Names what is measured, and prepares it.
 type Bench = (&'static str, fn() -> Work);
 
-const BENCHES: [Bench; 18] = [
+const BENCHES: [Bench; 20] = [
     ("request head: find, parse, rewrite", heads::request),
     ("request head: parse", heads::request_parse),
+    ("request head: rewrite", heads::request_rewrite),
     ("response head: find, parse, rewrite", heads::response),
+    ("response head: rewrite", heads::response_rewrite),
     ("chunked body: decode 16 chunks of 200 bytes", heads::chunked),
     ("trace context: check, join, name the parent", heads::trace_context),
     ("normalise a path and find its route among 16", decisions::route),

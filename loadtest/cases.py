@@ -33,8 +33,9 @@ class Case(typing.NamedTuple):
 
 
 def medians(rows):
-    """{peer: [{figure: value}, ...]} to {peer: {figure: median}}."""
-    return {peer: {figure: median([row[figure] for row in each]) for figure in each[0]} for peer, each in rows.items()}
+    """{peer: [{figure: value}, ...]} to {peer: {figure: median}}, with what each round measured beside it as "rounds"."""
+    columns = {peer: {figure: [row[figure] for row in each] for figure in each[0]} for peer, each in rows.items()}
+    return {peer: {figure: median(values) for figure, values in each.items()} | {"rounds": each} for peer, each in columns.items()}
 
 
 def interleaved(started, options, load):
@@ -55,8 +56,8 @@ def closed_loop(starters, connections=64, path="/api/x", headers=(), script=""):
         with Bench() as bench:
             backend = bench.backend()
             started = {peer: start(bench, backend) for peer, start in options.chosen(starters).items()}
-            fields = headers() if callable(headers) else headers
-            return interleaved(started, options, lambda port: wrk(bench, port, connections, options.seconds, path, fields, script))
+            lua = script() if callable(script) else script
+            return interleaved(started, options, lambda port: wrk(bench, port, connections, options.seconds, path, headers, lua))
     return run
 
 
@@ -87,12 +88,12 @@ def reload(bench, peer, process, done):
 
 
 def open_loop(starters, with_reloads=False):
-    """The same rate for all: 60 % of what the slower of nginx and ringway can do."""
+    """The same rate for all: 60 % of what the slowest of them can do."""
     def run(options):
         with Bench() as bench:
             backend = bench.backend()
             started = {peer: start(bench, backend) for peer, start in options.chosen(starters).items()}
-            most = {peer: wrk(bench, started[peer][0], 64, options.seconds).requests / options.seconds for peer in ("nginx", "ringway")}
+            most = {peer: wrk(bench, started[peer][0], 64, options.seconds).requests / options.seconds for peer in started}
             rate = int(0.6 * min(most.values()))
             rows = {peer: [] for peer in started}
             for _ in range(OPEN_LOOP_ROUNDS * options.rounds):
@@ -170,6 +171,8 @@ FORWARD = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.hapr
            "relay": peers.relay}
 SERVERS = {peer: start for peer, start in FORWARD.items() if peer != "relay"}
 POLICY = {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_policy, "haproxy": peers.haproxy_policy, "nginx": peers.nginx_policy}
+LARGE = {"nginx, 64 KiB": peers.nginx_large, "nginx, unbuffered": peers.nginx_unbuffered, "haproxy, 64 KiB": peers.haproxy_large,
+         "haproxy, splicing": peers.haproxy_splicing}
 LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "nginx": peers.nginx,
          "haproxy": peers.haproxy, "caddy": peers.caddy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
@@ -185,22 +188,26 @@ WAYS = {64: LEAN | {"ringway, no metrics either": peers.ringway_quiet, "ringway,
 CASES = {
     **{f"forward-{count}": Case(f"bare forward, {count} connection{'s' * (count > 1)}", closed_loop(
         FORWARD | WAYS.get(count, {}), count), BARE if count in (64, 256) else ()) for count in (1, 16, 64, 256, 1024)},
-    "policy": Case("full policy: JWT, limit per user, CORS, JSON log, metrics", closed_loop(POLICY, headers=peers.credentials),
+    "policy": Case("full policy: JWT of 1,000 users, limit per user, CORS, JSON log, metrics", closed_loop(
+        POLICY, headers=(f"Origin: {peers.ORIGIN}",), script=lambda: peers.users(1_000)),
                    (Target("ringway", "haproxy", 0.50), Target("ringway", "ringway, bare", 1.15))),
     "redis": Case("limit counted in Redis", closed_loop({"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis}),
                   (Target("ringway", "ringway, bare", 1.20),)),
+    "redis-each": Case("limit of 100 a minute counted in Redis, 10,000 users with a JWT: an order for each request", closed_loop(
+        {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis_each}, script=lambda: peers.users(10_000))),
     "new-connection": Case("a new connection for each request", closed_loop(SERVERS, headers=("Connection: close",)),
                            (Target("ringway", "nginx", 1.0),)),
     "download-1k": Case("answers of 1 KiB", closed_loop(SERVERS, path="/api/1k")),
     "download-1m": Case("answers of 1 MiB, 16 connections", closed_loop(
-        SERVERS | {"nginx, unbuffered": peers.nginx_unbuffered}, 16, path="/api/1m"), (Target("ringway", "haproxy", 1.0),)),
+        SERVERS | LARGE, 16, path="/api/1m"), (
+            Target("ringway", "haproxy", 1.0), Target("ringway", "haproxy, 64 KiB", 1.0), Target("ringway", "haproxy, splicing", 1.0))),
     "upload-1k": Case("requests of 1 KiB", closed_loop(SERVERS, script=upload(1 << 10))),
     "upload-1m": Case("requests of 1 MiB, 16 connections", closed_loop(SERVERS, 16, path="/api/up", script=upload(1 << 20))),
     "events": Case(f"Server-Sent Events, {EVENT_STREAMS} streams of {1_000_000 // EVENT_EVERY_US} a second", events(
         {"ringway": peers.ringway, "nginx": peers.nginx_unbuffered, "haproxy": peers.haproxy, "pingora": peers.pingora, "caddy": peers.caddy})),
     **{f"health-{count}": Case(f"/health, answered locally, {count} connections", closed_loop(LOCAL, count, path="/health"),
                                (Target("ringway", "nginx", 0.95),)) for count in (64, 256)},
-    "idle": Case("10,000 idle connections", idle(SERVERS, 9_600), ()),
+    "idle": Case("10,000 idle connections", idle(SERVERS, 10_000), ()),
     "steady": Case("60 % of saturation, open loop", open_loop(STEADY), (Target("ringway", "nginx", 1.0, "p99_us"),)),
     "reloads": Case("60 % of saturation, open loop, two reloads a second", open_loop({"ringway": peers.ringway, "nginx": peers.nginx}, True),
                     (Target("ringway", "nginx", 1.0, "p999_us"),)),

@@ -45,11 +45,39 @@ def need(commands):
                    stdout=subprocess.DEVNULL)
 
 
+def end_orderly():
+    """A test that is told to end, or whose time is over, ends what it has started."""
+    for number in signal.SIGTERM, signal.SIGALRM:
+        signal.signal(number, lambda number, _: sys.exit(f"ended by {signal.Signals(number).name}"))
+
+
+def end(process):
+    """Ends a process, and lets it end what it has started."""
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def run(*command, **options):
+    """Runs a command that has to succeed, to its end or this one's."""
+    process = subprocess.Popen(command, **options)
+    try:
+        status = process.wait()
+    except BaseException:
+        end(process)
+        raise
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+
+
 def build(*examples):
     """Builds the release binary, and programs of this folder; apart, since these are built with what tests need."""
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=ROOT, check=True)
+    run("cargo", "build", "--release", "--quiet", "--locked", cwd=ROOT)
     for name in examples:
-        subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--example", name], cwd=ROOT, check=True)
+        run("cargo", "build", "--release", "--quiet", "--locked", "--example", name, cwd=ROOT)
 
 
 def example(name):
@@ -79,24 +107,14 @@ class Bench(contextlib.ExitStack):
 
     def __enter__(self):
         super().__enter__()
-        # A test that is told to end ends what it has started.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        end_orderly()
         self.folder = self.enter_context(tempfile.TemporaryDirectory(prefix="ringway-loadtest-"))
         return self
 
     def start(self, arguments, core, **options):
         process = subprocess.Popen(["taskset", "-c", core, *arguments], **options)
-        self.callback(self._end, process)
+        self.callback(end, process)
         return process
-
-    @staticmethod
-    def _end(process):
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
     def write(self, name, text):
         path = os.path.join(self.folder, name)
@@ -109,7 +127,7 @@ class Bench(contextlib.ExitStack):
         path = self.write(f"{name}.conf", f"""
             user root; worker_processes 1; daemon off; pid {self.folder}/{name}.pid; error_log {self.folder}/{name}.err;
             worker_rlimit_nofile 20000;
-            events {{ worker_connections 10000; }}
+            events {{ worker_connections 20000; }}
             http {{
                 access_log off; keepalive_requests 1000000000; client_max_body_size 0;
                 client_body_temp_path {self.folder}/{name}-body; proxy_temp_path {self.folder}/{name}-proxy;

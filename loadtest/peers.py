@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 
-from harness import LOAD_CORE, OPEN, PROXY_CORE, ROOT, example, free_port, wait_for_port
+from harness import LOAD_CORE, OPEN, PROXY_CORE, ROOT, example, free_port, run, wait_for_port
 
 SECRET = "0123456789abcdef0123456789abcdef"
 ORIGIN = "https://app.example.com"
@@ -35,6 +35,24 @@ def token(subject):
 def credentials():
     """The header fields of a signed-in page's request."""
     return f"Authorization: Bearer {token('alice')}", f"Origin: {ORIGIN}"
+
+
+def users(count):
+    """wrk's script for requests of so many signed-in users in turn."""
+    tokens = ",".join(f'"{token(f"user-{index}")}"' for index in range(count))
+    return f"""
+        local tokens, requests, at = {{{tokens}}}, {{}}, 0
+        init = function()
+            for index, token in ipairs(tokens) do
+                wrk.headers["Authorization"] = "Bearer " .. token
+                requests[index] = wrk.format()
+            end
+        end
+        request = function()
+            at = at % #requests + 1
+            return requests[at]
+        end
+        """
 
 
 def redis_table(redis, prefix, timeout="1s"):
@@ -90,6 +108,12 @@ def ringway_redis(bench, backend):
     return ringway(bench, backend, NO_LOG + redis_table(bench.redis(), "limit"), name="redis", policy=limit)
 
 
+def ringway_redis_each(bench, backend):
+    """The same with limits so low that Redis is asked for each request: a hundredth of one is a single request."""
+    limit = 'auth = "required"\nrate_limit = { requests = 100, window = "60s" }'
+    return ringway(bench, backend, NO_LOG + JWT + redis_table(bench.redis(), "each"), name="redis-each", policy=limit)
+
+
 def _nginx(bench, backend, http="", location=""):
     port = free_port()
     process = bench.nginx("proxy", PROXY_CORE, f"""
@@ -116,8 +140,9 @@ def nginx(bench, backend):
 
 
 def nginx_policy(bench, backend):
-    """All but the token, which nginx can only verify with modules that Debian does not have."""
+    """All but the token, which nginx can only verify with modules that Debian does not have; its metrics are stub_status's."""
     return _nginx(bench, backend, f"""
+        server {{ listen 127.0.0.1:{free_port()}; location / {{ stub_status; }} }}
         log_format json escape=json '{{"time":"$time_iso8601","request_id":"$request_id","client":"$remote_addr","method":"$request_method",'
             '"path":"$request_uri","status":$status,"duration":$request_time,"upstream":"$upstream_response_time",'
             '"instance":"$upstream_addr","bytes_in":$request_length,"bytes_out":$bytes_sent}}';
@@ -128,16 +153,23 @@ def nginx_policy(bench, backend):
                 add_header Access-Control-Allow-Origin $allowed; add_header Access-Control-Allow-Credentials true; add_header Vary Origin;""")
 
 
+def nginx_large(bench, backend):
+    """With buffers as large as ringway's for long bodies."""
+    return _nginx(bench, backend, location="proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;")
+
+
 def nginx_unbuffered(bench, backend):
     return _nginx(bench, backend, location="proxy_buffering off;")
 
 
-def _haproxy(bench, backend, front="", tail=""):
+def _haproxy(bench, backend, front="", tail="", tune="", apart=""):
     port = free_port()
     path = bench.write("haproxy.cfg", f"""
 global
     nbthread 1
-    maxconn 9900
+    maxconn 10200
+    no strict-limits
+    {tune}
     log stdout format raw local0
 defaults
     mode http
@@ -154,13 +186,14 @@ frontend front
 {front}
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Forwarded-Proto http
-    http-request replace-path /api/(.*) /\\1
+    http-request set-path %[path,bytes(4)]
     http-response set-header X-Request-Id %[unique-id]
 {tail}
     default_backend back
 backend back
     option forwardfor
     server one 127.0.0.1:{backend}
+{apart}
 """)
     program = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
     process = bench.start([program, "-db", "-q", "-f", path], PROXY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -172,8 +205,18 @@ def haproxy(bench, backend):
     return _haproxy(bench, backend)
 
 
+def haproxy_large(bench, backend):
+    """With buffers as large as ringway's for long bodies."""
+    return _haproxy(bench, backend, tune="tune.bufsize 65536")
+
+
+def haproxy_splicing(bench, backend):
+    """Bodies go from socket to socket in the kernel."""
+    return _haproxy(bench, backend, front="    option splice-auto")
+
+
 def haproxy_policy(bench, backend):
-    """A verified token with an expiry, a limit per user, a JSON log, CORS."""
+    """A verified token with an expiry, a limit per user, a JSON log, CORS, metrics for Prometheus."""
     return _haproxy(bench, backend, f"""
     log global
     log-format '{{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%ID","client":"%ci","method":"%HM","path":"%[var(txn.path),json]","user":"%[var(txn.sub),json]","status":%ST,"duration":%Ta,"upstream":%Tr,"instance":"%b/%s","bytes_in":%U,"bytes_out":%B}}'
@@ -193,7 +236,10 @@ def haproxy_policy(bench, backend):
     http-request set-header X-User-Id %[var(txn.sub)]""", f"""
     http-response set-header Access-Control-Allow-Origin %[var(txn.origin)] if {{ var(txn.origin) -m str {ORIGIN} }}
     http-response set-header Access-Control-Allow-Credentials true
-    http-response add-header Vary Origin""")
+    http-response add-header Vary Origin""", apart=f"""
+frontend metrics
+    bind 127.0.0.1:{free_port()}
+    http-request use-service prometheus-exporter""")
 
 
 def caddy(bench, backend):
@@ -229,8 +275,8 @@ PINGORA_TARGET = os.path.join(ROOT, "target", "pingora")
 
 
 def build_pingora():
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=os.path.join(ROOT, "loadtest", "pingora"), check=True,
-                   env=dict(os.environ, CARGO_TARGET_DIR=PINGORA_TARGET))
+    run("cargo", "build", "--release", "--quiet", "--locked", cwd=os.path.join(ROOT, "loadtest", "pingora"),
+        env=dict(os.environ, CARGO_TARGET_DIR=PINGORA_TARGET))
 
 
 def pingora(bench, backend):

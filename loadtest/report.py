@@ -2,9 +2,10 @@
 
 import json
 import os
+import statistics
 import subprocess
 
-from cases import CASES
+from cases import CASES, OPEN_LOOP_ROUNDS
 from harness import ROOT
 
 RESULTS = os.path.join(ROOT, "loadtest", "results")
@@ -23,13 +24,26 @@ def grid(head, rows):
     return "\n".join([line(head), rule, *map(line, rows)])
 
 
+def spread(ours, theirs, figure):
+    """The quartiles of the ratios within the rounds."""
+    if "rounds" not in ours or len(ours["rounds"][figure]) < 2:
+        return ""
+    low, _, high = statistics.quantiles([a / b for a, b in zip(ours["rounds"][figure], theirs["rounds"][figure])], method="inclusive")
+    return f"{low:.2f} to {high:.2f}"
+
+
+def cell(figure, row, ours):
+    """A peer's figure, and what ringway's is as a share of it."""
+    text = COLUMNS[figure][1].format(row[figure])
+    return text if row is ours or not row[figure] else f"{text} ({ours[figure] / row[figure]:.2f})"
+
+
 def table(name, case, rows):
-    """A case's figures; the ratio is ringway's to the peer's: below 1, ringway takes less."""
+    """A case's figures."""
     figures = [figure for figure in COLUMNS if any(figure in row for row in rows.values())]
-    first = figures[0]
-    ours = rows["ringway"][first]
-    head = ["", *(COLUMNS[figure][0] for figure in figures), "ringway ÷"]
-    body = [[peer, *(COLUMNS[figure][1].format(row[figure]) for figure in figures), f"{ours / row[first]:.2f}" if row[first] else ""]
+    ours = rows["ringway"]
+    head = ["", *(COLUMNS[figure][0] for figure in figures), "quartiles"]
+    body = [[peer, *(cell(figure, row, ours) for figure in figures), "" if row is ours else spread(ours, row, figures[0])]
             for peer, row in rows.items()]
     return f"### {case.title} (`{name}`)\n\n{grid(head, body)}\n"
 
@@ -40,13 +54,15 @@ def targets(cases):
     for name, rows in cases.items():
         for target in CASES[name].targets:
             if target.who in rows and target.versus in rows:
-                ratio = rows[target.who][target.figure] / rows[target.versus][target.figure]
+                who, versus = rows[target.who], rows[target.versus]
+                ratio = who[target.figure] / versus[target.figure]
                 what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} of {target.who} beside {target.versus}"
-                body.append([what, f"≤ {target.most:.2f}", f"{ratio:.2f}", "met" if ratio <= target.most else "missed"])
+                body.append([what, f"≤ {target.most:.2f}", f"{ratio:.2f}", spread(who, versus, target.figure),
+                             "met" if ratio <= target.most else "missed"])
         if name == "idle":
             size = rows["ringway"]["bytes"]
-            body.append([f"{CASES[name].title}: bytes each", "≤ 1,200", f"{size:,.0f}", "met" if size <= 1200 else "missed"])
-    return f"### Targets\n\n{grid(['', 'target', 'measured', ''], body)}\n" if body else ""
+            body.append([f"{CASES[name].title}: bytes each", "≤ 1,200", f"{size:,.0f}", "", "met" if size <= 1200 else "missed"])
+    return f"### Targets\n\n{grid(['', 'target', 'measured', 'quartiles', ''], body)}\n" if body else ""
 
 
 def write(results):
@@ -69,9 +85,10 @@ def write(results):
         "# Results of `loadtest/compare`",
         "Written by `loadtest/compare --write`; not edited by hand.",
         f"{around['date']}; {around['processor']}, {around['cores']} cores, Linux {around['kernel']}; {versions}. Medians of "
-        f"{around['rounds']} interleaved rounds of {around['seconds']} s. The proxy has core 0 and one thread; load and backend share core 1, which "
-        "is the bottleneck wherever a proxy takes less CPU time than they do: compare CPU time first. `ringway ÷` is ringway's figure in the first "
-        "column divided by the peer's.",
+        f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop; the memory of idle "
+        "connections is measured once. The proxy has core 0 and one thread; load and backend share core 1, which is the bottleneck wherever a proxy "
+        "takes less CPU time than they do: compare CPU time first. In parentheses is ringway's figure divided by the peer's. The quartiles are those of "
+        "that ratio in the first column, or of a target's, within each of the rounds: half of the rounds had a ratio between the two.",
         targets(results["cases"]),
         *(f"![{title}]({file})" for file, title in (line.split("\t") for line in drawn.stdout.splitlines())),
         *(table(name, CASES[name], rows) for name, rows in results["cases"].items()),

@@ -33,19 +33,8 @@ pub fn request() -> Work {
         let end = request::holds_head(bytes, 0, &mut HeadScan::default(), &limits).expect("fine").expect("whole");
         let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
         let head = request::parse(&bytes[..end], &mut storage, &limits).expect("fine");
-        let forwarding = Forwarding {
-            path: head.path,
-            authority: "127.0.0.1:9001",
-            peer: Some(Ipv4Addr::LOCALHOST.into()),
-            peer_is_trusted: false,
-            request_id: REQUEST_ID,
-            traceparent: TRACEPARENT,
-            identity: b"",
-            with_credentials: true,
-            with_forwarded: false,
-        };
         out.clear();
-        request::write(&head, &forwarding, &mut out);
+        request::write(&head, &forwarding(head.path), &mut out);
         out.len()
     })
 }
@@ -59,6 +48,33 @@ pub fn request_parse() -> Work {
     })
 }
 
+/// The same head, written alone.
+pub fn request_rewrite() -> Work {
+    let storage = Box::leak(Box::new([const { MaybeUninit::uninit() }; HEADER_COUNT_MAX]));
+    let head = request::parse(REQUEST, storage, &Config::default().limits).expect("fine");
+    let mut out = Vec::with_capacity(4096);
+    work(move || {
+        out.clear();
+        request::write(black_box(&head), &forwarding(head.path), &mut out);
+        out.len()
+    })
+}
+
+/// What is said to the upstream beside the head.
+fn forwarding(path: &[u8]) -> Forwarding<'_> {
+    Forwarding {
+        path,
+        authority: "127.0.0.1:9001",
+        peer: Some(Ipv4Addr::LOCALHOST.into()),
+        peer_is_trusted: false,
+        request_id: REQUEST_ID,
+        traceparent: TRACEPARENT,
+        identity: b"",
+        with_credentials: true,
+        with_forwarded: false,
+    }
+}
+
 /// An answer's head is found, parsed, and written for the client.
 pub fn response() -> Work {
     let limits = Config::default().limits;
@@ -69,20 +85,38 @@ pub fn response() -> Work {
         let asked = Asked { method: Method::Get, upgrade: false };
         let head = response::parse(bytes, &mut HeadScan::default(), &mut storage, asked, &limits).expect("fine");
         let head = head.expect("whole");
-        let returning = Returning {
-            version: Version::Http11,
-            framing: head.framing,
-            persistent: true,
-            from_gateway: false,
-            request_id: REQUEST_ID,
-            date: b"Sun, 06 Nov 1994 08:49:37 GMT",
-            fields: b"",
-            replaces: Replaces::default(),
-        };
         out.clear();
-        response::write(&head, &returning, &mut out);
+        response::write(&head, &returning(head.framing), &mut out);
         out.len()
     })
+}
+
+/// The same head, written alone.
+pub fn response_rewrite() -> Work {
+    let storage = Box::leak(Box::new([const { MaybeUninit::uninit() }; HEADER_COUNT_MAX]));
+    let asked = Asked { method: Method::Get, upgrade: false };
+    let head = response::parse(RESPONSE, &mut HeadScan::default(), storage, asked, &Config::default().limits);
+    let head = head.expect("fine").expect("whole");
+    let mut out = Vec::with_capacity(4096);
+    work(move || {
+        out.clear();
+        response::write(black_box(&head), &returning(head.framing), &mut out);
+        out.len()
+    })
+}
+
+/// What is said to the client beside the head.
+fn returning(framing: Framing) -> Returning<'static> {
+    Returning {
+        version: Version::Http11,
+        framing,
+        persistent: true,
+        from_gateway: false,
+        request_id: REQUEST_ID,
+        date: b"Sun, 06 Nov 1994 08:49:37 GMT",
+        fields: b"",
+        replaces: Replaces::default(),
+    }
 }
 
 /// A body of 16 chunks, as events are streamed, is decoded in place; putting it there is counted too.

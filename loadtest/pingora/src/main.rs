@@ -1,5 +1,5 @@
-//! Pingora as a reverse proxy that does what ringway does by default: `pingora-peer PORT BACKEND_PORT`, both on loopback; one
-//! thread; runs until it is killed.
+//! Pingora as a reverse proxy that sets the header fields that ringway sets, and neither counts nor logs: `pingora-peer PORT
+//! BACKEND_PORT`, both on loopback; one thread; runs until it is killed.
 
 use async_trait::async_trait;
 use http::Uri;
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     let [port, backend] = ports[..] else {
         panic!("usage: pingora-peer PORT BACKEND_PORT");
     };
-    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let conf = ServerConf { threads: 1, work_stealing: false, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let mut service = http_proxy_service(&server.configuration, Forward { backend });
