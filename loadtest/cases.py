@@ -171,8 +171,7 @@ FORWARD = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.hapr
            "relay": peers.relay}
 SERVERS = {peer: start for peer, start in FORWARD.items() if peer != "relay"}
 POLICY = {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_policy, "haproxy": peers.haproxy_policy, "nginx": peers.nginx_policy}
-LARGE = {"nginx, 64 KiB": peers.nginx_large, "nginx, unbuffered": peers.nginx_unbuffered, "haproxy, 64 KiB": peers.haproxy_large,
-         "haproxy, splicing": peers.haproxy_splicing}
+LARGE = SERVERS | {"nginx, 64 KiB": peers.nginx_large, "haproxy, 64 KiB": peers.haproxy_large, "haproxy, splicing": peers.haproxy_splicing}
 LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "nginx": peers.nginx,
          "haproxy": peers.haproxy, "caddy": peers.caddy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
@@ -193,16 +192,16 @@ CASES = {
                    (Target("ringway", "haproxy", 0.50), Target("ringway", "ringway, bare", 1.15))),
     "redis": Case("limit counted in Redis", closed_loop({"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis}),
                   (Target("ringway", "ringway, bare", 1.20),)),
-    "redis-each": Case("limit of 100 a minute counted in Redis, 10,000 users with a JWT: an order for each request", closed_loop(
-        {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis_each}, script=lambda: peers.users(10_000))),
+    "redis-each": Case("limit of 100 a minute counted in Redis, 30,000 users with a JWT: an order for each request", closed_loop(
+        {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis_each}, script=lambda: peers.users(30_000))),
     "new-connection": Case("a new connection for each request", closed_loop(SERVERS, headers=("Connection: close",)),
                            (Target("ringway", "nginx", 1.0),)),
     "download-1k": Case("answers of 1 KiB", closed_loop(SERVERS, path="/api/1k")),
     "download-1m": Case("answers of 1 MiB, 16 connections", closed_loop(
-        SERVERS | LARGE, 16, path="/api/1m"), (
+        LARGE | {"nginx, unbuffered": peers.nginx_unbuffered}, 16, path="/api/1m"), (
             Target("ringway", "haproxy", 1.0), Target("ringway", "haproxy, 64 KiB", 1.0), Target("ringway", "haproxy, splicing", 1.0))),
     "upload-1k": Case("requests of 1 KiB", closed_loop(SERVERS, script=upload(1 << 10))),
-    "upload-1m": Case("requests of 1 MiB, 16 connections", closed_loop(SERVERS, 16, path="/api/up", script=upload(1 << 20))),
+    "upload-1m": Case("requests of 1 MiB, 16 connections", closed_loop(LARGE, 16, path="/api/up", script=upload(1 << 20))),
     "events": Case(f"Server-Sent Events, {EVENT_STREAMS} streams of {1_000_000 // EVENT_EVERY_US} a second", events(
         {"ringway": peers.ringway, "nginx": peers.nginx_unbuffered, "haproxy": peers.haproxy, "pingora": peers.pingora, "caddy": peers.caddy})),
     **{f"health-{count}": Case(f"/health, answered locally, {count} connections", closed_loop(LOCAL, count, path="/health"),

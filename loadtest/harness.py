@@ -40,34 +40,43 @@ def need(commands):
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit(f"These packages are missing: {' '.join(missing)}. Install them, or run this as root on Debian.")
     environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment)
-    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True, env=environment,
-                   stdout=subprocess.DEVNULL)
+    run("apt-get", "update", "-qq", env=environment)
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing, env=environment, stdout=subprocess.DEVNULL)
+
+
+ENDS = signal.SIGTERM, signal.SIGALRM
 
 
 def end_orderly():
     """A test that is told to end, or whose time is over, ends what it has started."""
-    for number in signal.SIGTERM, signal.SIGALRM:
-        signal.signal(number, lambda number, _: sys.exit(f"ended by {signal.Signals(number).name}"))
+    def ended(number, _):
+        # Whoever says it twice is not to stop that.
+        for each in ENDS:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(f"ended by {signal.Signals(number).name}")
+
+    for each in ENDS:
+        signal.signal(each, ended)
 
 
-def end(process):
+def end(process, tell=os.kill, patience=5):
     """Ends a process, and lets it end what it has started."""
-    process.terminate()
+    if process.poll() is None:
+        tell(process.pid, signal.SIGTERM)
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=patience)
     except subprocess.TimeoutExpired:
-        process.kill()
+        tell(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def run(*command, **options):
-    """Runs a command that has to succeed, to its end or this one's."""
-    process = subprocess.Popen(command, **options)
+    """Runs a command that has to succeed, to its end or this one's; then those that it has started are told to end as well."""
+    process = subprocess.Popen(command, start_new_session=True, **options)
     try:
         status = process.wait()
     except BaseException:
-        end(process)
+        end(process, os.killpg, patience=30)
         raise
     if status:
         sys.exit(f"{' '.join(command)} failed")

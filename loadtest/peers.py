@@ -109,7 +109,7 @@ def ringway_redis(bench, backend):
 
 
 def ringway_redis_each(bench, backend):
-    """The same with limits so low that Redis is asked for each request: a hundredth of one is a single request."""
+    """A limit for each user, so low that Redis is asked for each request: a hundredth of it is a single one."""
     limit = 'auth = "required"\nrate_limit = { requests = 100, window = "60s" }'
     return ringway(bench, backend, NO_LOG + JWT + redis_table(bench.redis(), "each"), name="redis-each", policy=limit)
 
@@ -155,7 +155,8 @@ def nginx_policy(bench, backend):
 
 def nginx_large(bench, backend):
     """With buffers as large as ringway's for long bodies."""
-    return _nginx(bench, backend, location="proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;")
+    buffers = "proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k; client_body_buffer_size 64k;"
+    return _nginx(bench, backend, location=buffers)
 
 
 def nginx_unbuffered(bench, backend):
@@ -212,7 +213,7 @@ def haproxy_large(bench, backend):
 
 def haproxy_splicing(bench, backend):
     """Bodies go from socket to socket in the kernel."""
-    return _haproxy(bench, backend, front="    option splice-auto")
+    return _haproxy(bench, backend, front="    option splice-request\n    option splice-response")
 
 
 def haproxy_policy(bench, backend):

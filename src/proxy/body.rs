@@ -109,10 +109,12 @@ impl Upload<'_> {
     /// Passes the body on to its end. An upstream that takes no more is no failure of the upload: its answer may be there.
     pub async fn run(mut self) -> Result<(), Failure> {
         let mut buf = self.worker.buffers.large();
+        let mut place = None;
         let mut turns = 0;
         while !self.decoder.is_done() {
             self.worker.share(&mut turns).await;
-            buf = self.piece(buf).await?;
+            let (done, read) = self.piece(buf).await?;
+            buf = self.worker.buffers.for_rest(done, read, &mut place);
         }
         self.worker.buffers.give(buf);
         self.shared.upload_done.set(true);
@@ -123,8 +125,8 @@ impl Upload<'_> {
         Ok(())
     }
 
-    /// One read, one write.
-    async fn piece(&mut self, mut buf: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    /// One read, one write; returns how much was read, too.
+    async fn piece(&mut self, mut buf: Vec<u8>) -> Result<(Vec<u8>, usize), Failure> {
         buf.clear();
         buf.resize(CHUNK_OPEN_BYTES, 0);
         // Never beyond the end of a counted body; and of a chunked one so little that what follows it finds room.
@@ -139,9 +141,10 @@ impl Upload<'_> {
             None => self.from.read_some(buf, most).await,
         };
         self.from_watch.read_done();
-        if !matches!(result, Ok(read) if read > 0) {
-            return Err(self.from_watch.ending(Failure::ClientGone));
-        }
+        let read = match result {
+            Ok(read) if read > 0 => read,
+            _ => return Err(self.from_watch.ending(Failure::ClientGone)),
+        };
         self.shared.body_touched.set(true);
         if self.shared.awaits_continue.replace(false) && !self.shared.head_seen.get() {
             self.to_watch.read_done();
@@ -158,7 +161,7 @@ impl Upload<'_> {
         let patience = self.worker.patience(self.to_watch, self.idle_body);
         let (result, buf) = self.to.write(buf, start, end, patience).await;
         match result {
-            Ok(()) => Ok(buf),
+            Ok(()) => Ok((buf, read)),
             Err(_) if self.to_watch.expired() || self.to_watch.stopped() => {
                 Err(self.to_watch.ending(Failure::UpstreamTimeout))
             }
@@ -262,6 +265,7 @@ impl Download<'_, '_> {
 
         let idle_body = self.tx.timeouts().idle_body;
         let mut buf = take(inbound);
+        let mut place = None;
         let mut turns = 0;
         while !self.decoder.is_done() {
             let worker = Rc::clone(&self.tx.worker);
@@ -302,8 +306,13 @@ impl Download<'_, '_> {
             let (result, written) = self.to.write(buf, start, end, patience).await;
             buf = written;
             result.map_err(|_| self.to_watch.ending(Failure::ClientGone))?;
+            if self.decoder.is_done() {
+                break;
+            }
             // A sender that fills the buffer has much to say.
-            if read == room && !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
+            if self.tx.scratch.inbound.capacity() > 0 {
+                buf = self.tx.worker.buffers.for_rest(buf, read, &mut place);
+            } else if read == room {
                 self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.large());
             }
         }

@@ -16,6 +16,13 @@ const TINY_BYTES: usize = 64;
 const LARGE_BYTES: usize = 64 * 1024 + CHUNK_FRAME_BYTES;
 const CHUNK_FRAME_BYTES: usize = 32;
 
+/// The same for one that comes faster than that: each read wakes its sender and each write its receiver, which costs more than
+/// to move the bytes.
+const HUGE_BYTES: usize = 256 * 1024 + CHUNK_FRAME_BYTES;
+
+/// So many bodies of a worker may have a huge buffer, which are 16 MiB at most; the others have a large one.
+const HUGE_MAX: usize = 64;
+
 /// So many connections may wait for their next request with a whole buffer, which spares them a second read for a head
 /// over [`SMALL_BYTES`]. The others wait with less, so that an idle connection costs little.
 const IDLE_FULL_MAX: usize = 96;
@@ -41,14 +48,26 @@ pub struct Buffers {
     small: RefCell<Vec<Vec<u8>>>,
     head: RefCell<Vec<Vec<u8>>>,
     large: RefCell<Vec<Vec<u8>>>,
+    huge: RefCell<Vec<Vec<u8>>>,
     idle_full: Cell<usize>,
     idle_small: Cell<usize>,
     ahead: Rc<Cell<usize>>,
+    bodies: Rc<Cell<usize>>,
 }
 
-/// One of the places of those that read ahead; free again when it is dropped.
+/// One of the places of those that read ahead, or of bodies with a huge buffer; free again when it is dropped.
 #[derive(Debug)]
 pub struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    /// One of `most`, of which so many are `taken`.
+    fn take(taken: &Rc<Cell<usize>>, most: usize) -> Option<Place> {
+        (taken.get() < most).then(|| {
+            taken.set(taken.get() + 1);
+            Place(Rc::clone(taken))
+        })
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -65,9 +84,11 @@ impl Buffers {
             small: RefCell::default(),
             head: RefCell::default(),
             large: RefCell::default(),
+            huge: RefCell::default(),
             idle_full: Cell::new(0),
             idle_small: Cell::new(0),
             ahead: Rc::default(),
+            bodies: Rc::default(),
         }
     }
 
@@ -122,16 +143,35 @@ impl Buffers {
 
     /// A buffer to read ahead into, with a place for it; `None` when all are taken.
     pub fn ahead(&self) -> Option<(Vec<u8>, Place)> {
-        let taken = self.ahead.get();
-        (taken < AHEAD_MAX).then(|| {
-            self.ahead.set(taken + 1);
-            (self.head(), Place(Rc::clone(&self.ahead)))
-        })
+        Place::take(&self.ahead, AHEAD_MAX).map(|place| (self.head(), place))
     }
 
     /// A buffer for a long body.
     pub fn large(&self) -> Vec<u8> {
         take(&self.large, LARGE_BYTES)
+    }
+
+    /// A buffer for the rest of a body in place of the large or huge `buf`, into which `read` bytes were read at last: a huge one
+    /// where they filled a large one, a large one where they were few. `place` is that of the huge one.
+    pub fn for_rest(&self, buf: Vec<u8>, read: usize, place: &mut Option<Place>) -> Vec<u8> {
+        let next = match place {
+            None if buf.capacity() == LARGE_BYTES && read + CHUNK_FRAME_BYTES >= LARGE_BYTES => {
+                *place = Place::take(&self.bodies, HUGE_MAX);
+                place.as_ref().map(|_| take(&self.huge, HUGE_BYTES))
+            }
+            Some(_) if read < LARGE_BYTES / 4 => {
+                *place = None;
+                Some(self.large())
+            }
+            _ => None,
+        };
+        match next {
+            Some(next) => {
+                self.give(buf);
+                next
+            }
+            None => buf,
+        }
     }
 
     /// Takes a buffer back.
@@ -141,6 +181,7 @@ impl Buffers {
             TINY_BYTES => (&self.tiny, FREE_MAX),
             SMALL_BYTES => (&self.small, FREE_MAX),
             LARGE_BYTES => (&self.large, LARGE_FREE_MAX),
+            HUGE_BYTES => (&self.huge, HUGE_MAX),
             capacity if capacity == self.head_bytes => (&self.head, FREE_MAX),
             // One that was taken by an operation, or grew.
             _ => return,
@@ -169,5 +210,39 @@ mod tests {
         assert!(buffers.ahead().is_some());
         drop(lent);
         assert_eq!(std::iter::from_fn(|| buffers.ahead().map(|_| ())).take(AHEAD_MAX + 1).count(), AHEAD_MAX + 1);
+    }
+
+    #[test]
+    fn bodies_that_come_fast_have_huge_buffers_as_far_as_there_are() {
+        let buffers = Buffers::new(1);
+        let full = LARGE_BYTES - CHUNK_FRAME_BYTES;
+        let next = |buf: Vec<u8>, read: usize, place: &mut Option<Place>| {
+            let buf = buffers.for_rest(buf, read, place);
+            assert_eq!(buf.capacity() == HUGE_BYTES, place.is_some());
+            buf
+        };
+        let mut place = None;
+        let buf = next(buffers.large(), full - 1, &mut place);
+        assert_eq!(buf.capacity(), LARGE_BYTES);
+        let buf = next(buf, full, &mut place);
+        assert_eq!(buf.capacity(), HUGE_BYTES);
+        let buf = next(buf, full, &mut place);
+        let buf = next(buf, LARGE_BYTES / 4, &mut place);
+        assert_eq!(buf.capacity(), HUGE_BYTES);
+        let buf = next(buf, LARGE_BYTES / 4 - 1, &mut place);
+        assert_eq!(buf.capacity(), LARGE_BYTES);
+        buffers.give(buf);
+
+        let fast = || {
+            let mut place = None;
+            (buffers.for_rest(buffers.large(), full, &mut place), place)
+        };
+        let bodies: Vec<_> = (0..HUGE_MAX + 10).map(|_| fast()).collect();
+        assert_eq!(bodies.iter().filter(|(buf, _)| buf.capacity() == HUGE_BYTES).count(), HUGE_MAX);
+        // Of one that ends, another takes the place, and the buffer.
+        bodies.into_iter().for_each(|(buf, _)| buffers.give(buf));
+        assert_eq!(buffers.huge.borrow().len(), HUGE_MAX);
+        assert_eq!(fast().0.capacity(), HUGE_BYTES);
+        assert_eq!(buffers.huge.borrow().len(), HUGE_MAX - 1);
     }
 }

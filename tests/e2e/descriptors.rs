@@ -80,8 +80,9 @@ fn clients_that_take_all_they_can_get_do_not_keep_requests_from_their_backend() 
 /// What a gateway with six workers on io_uring says last before it ends; nothing if it comes to listen. Of the descriptors
 /// that it may have, some are `taken`, as by a parent that leaves files open to it.
 fn end_of_start(descriptors: usize, taken: usize) -> Option<String> {
-    let script =
-        format!("for i in {{1..{taken}}}; do exec {{file}}</dev/null; done; ulimit -n {descriptors}; exec \"$0\" run");
+    let script = format!(
+        "for ((i = 0; i < {taken}; i++)); do exec {{file}}</dev/null; done; ulimit -n {descriptors}; exec \"$0\" run"
+    );
     let mut process = Command::new("bash")
         .args(["-c", &script, env!("CARGO_BIN_EXE_ringway")])
         .current_dir(env::temp_dir())

@@ -1,4 +1,4 @@
-//! Pingora as a reverse proxy that sets the header fields that ringway sets, and neither counts nor logs: `pingora-peer PORT
+//! Pingora as a reverse proxy that identifies requests and tells the backend of the client, and neither counts nor logs: `pingora-peer PORT
 //! BACKEND_PORT`, both on loopback; one thread; runs until it is killed.
 
 use async_trait::async_trait;

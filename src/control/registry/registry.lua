@@ -34,12 +34,12 @@ local function read(field, text)
     if is_good then return tonumber(expires), false end
 end
 
--- Forget what is over and what no gateway has written; see who is left, and what ends last.
-local count, last, old, gone = 0, now, nil, {}
+-- See who is left, what ends last, and what is to be forgotten: what is over, and what no gateway has written.
+local count, last, old, gone, over = 0, now, nil, {}, {}
 for i = 1, #entries, 2 do
     local expires, is_gone = read(entries[i], entries[i + 1])
     if not expires or expires <= now or expires > now + TTL_MAX + SET_BACK then
-        redis.call('HDEL', key, entries[i])
+        over[#over + 1] = entries[i]
     else
         last = math.max(last, expires)
         if is_gone then
@@ -57,10 +57,12 @@ local is_live = old and not is_gone
 local remembered = step == 'deregister' and not is_gone and max - 1 or max
 if #gone > remembered then
     table.sort(gone, function(a, b) return a[1] < b[1] end)
-    for i = 1, #gone - remembered do redis.call('HDEL', key, gone[i][2]) end
+    for i = 1, #gone - remembered do over[#over + 1] = gone[i][2] end
 end
 
+local is_written = false
 local function write(lifetime, rest)
+    is_written = true
     local entry = string.format('%d %s', now + lifetime, rest)
     redis.call('HSET', key, id, entry)
     redis.call('PEXPIREAT', key, string.format('%d', math.max(last, now + lifetime)))
@@ -102,5 +104,10 @@ elseif step == 'try' or step == 'renew' and not is_gone then
     -- Whether anything can be written at all; nobody sees it. Whom a Redis that takes nothing does not have any more may be alive.
     redis.call('HSET', key, 'try', '')
     redis.call('HDEL', key, 'try')
+end
+
+-- Only now: once a script has deleted something, Redis takes whatever else it writes, even without the memory for it.
+for _, field in ipairs(over) do
+    if field ~= id or not is_written then redis.call('HDEL', key, field) end
 end
 return {result, string.format('%d', now), entry}
