@@ -114,7 +114,7 @@ impl Upload<'_> {
         while !self.decoder.is_done() {
             self.worker.share(&mut turns).await;
             let (done, read) = self.piece(buf).await?;
-            buf = self.worker.buffers.for_rest(done, read, &mut place);
+            buf = self.worker.buffers.for_rest(done, read, self.decoder.remaining(), &mut place);
         }
         self.worker.buffers.give(buf);
         self.shared.upload_done.set(true);
@@ -310,10 +310,11 @@ impl Download<'_, '_> {
                 break;
             }
             // A sender that fills the buffer has much to say.
+            let left = self.decoder.remaining();
             if self.tx.scratch.inbound.capacity() > 0 {
-                buf = self.tx.worker.buffers.for_rest(buf, read, &mut place);
+                buf = self.tx.worker.buffers.for_rest(buf, read, left, &mut place);
             } else if read == room {
-                self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.large());
+                self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.fast(left, &mut place));
             }
         }
         if self.tx.scratch.inbound.capacity() == 0 {

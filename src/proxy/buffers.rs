@@ -151,27 +151,28 @@ impl Buffers {
         take(&self.large, LARGE_BYTES)
     }
 
+    /// A buffer for a body of which `left` bytes are to come, if that is known, and that comes fast: a huge one, and its place, unless it
+    /// is short or there are none left.
+    pub fn fast(&self, left: Option<u64>, place: &mut Option<Place>) -> Vec<u8> {
+        if left.is_none_or(|left| left > LARGE_BYTES as u64) {
+            *place = Place::take(&self.bodies, HUGE_MAX);
+        }
+        if place.is_some() { take(&self.huge, HUGE_BYTES) } else { self.large() }
+    }
+
     /// A buffer for the rest of a body in place of the large or huge `buf`, into which `read` bytes were read at last: a huge one
-    /// where they filled a large one, a large one where they were few. `place` is that of the huge one.
-    pub fn for_rest(&self, buf: Vec<u8>, read: usize, place: &mut Option<Place>) -> Vec<u8> {
+    /// where they filled a large one, a large one where they were few. `left` and `place` as in [`Buffers::fast`].
+    pub fn for_rest(&self, buf: Vec<u8>, read: usize, left: Option<u64>, place: &mut Option<Place>) -> Vec<u8> {
         let next = match place {
-            None if buf.capacity() == LARGE_BYTES && read + CHUNK_FRAME_BYTES >= LARGE_BYTES => {
-                *place = Place::take(&self.bodies, HUGE_MAX);
-                place.as_ref().map(|_| take(&self.huge, HUGE_BYTES))
-            }
+            None if read + CHUNK_FRAME_BYTES >= LARGE_BYTES => self.fast(left, place),
             Some(_) if read < LARGE_BYTES / 4 => {
                 *place = None;
-                Some(self.large())
+                self.large()
             }
-            _ => None,
+            _ => return buf,
         };
-        match next {
-            Some(next) => {
-                self.give(buf);
-                next
-            }
-            None => buf,
-        }
+        self.give(buf);
+        next
     }
 
     /// Takes a buffer back.
@@ -217,7 +218,7 @@ mod tests {
         let buffers = Buffers::new(1);
         let full = LARGE_BYTES - CHUNK_FRAME_BYTES;
         let next = |buf: Vec<u8>, read: usize, place: &mut Option<Place>| {
-            let buf = buffers.for_rest(buf, read, place);
+            let buf = buffers.for_rest(buf, read, None, place);
             assert_eq!(buf.capacity() == HUGE_BYTES, place.is_some());
             buf
         };
@@ -231,11 +232,13 @@ mod tests {
         assert_eq!(buf.capacity(), HUGE_BYTES);
         let buf = next(buf, LARGE_BYTES / 4 - 1, &mut place);
         assert_eq!(buf.capacity(), LARGE_BYTES);
+        let buf = buffers.for_rest(buf, full, Some(LARGE_BYTES as u64), &mut place);
+        assert!(buf.capacity() == LARGE_BYTES && place.is_none(), "what is left finds room");
         buffers.give(buf);
 
         let fast = || {
             let mut place = None;
-            (buffers.for_rest(buffers.large(), full, &mut place), place)
+            (buffers.fast(None, &mut place), place)
         };
         let bodies: Vec<_> = (0..HUGE_MAX + 10).map(|_| fast()).collect();
         assert_eq!(bodies.iter().filter(|(buf, _)| buf.capacity() == HUGE_BYTES).count(), HUGE_MAX);
