@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::support::gateway::{is_alive, signal};
 use crate::support::{Backend, DEADLINE, Gate, Gateway, service, until};
@@ -247,8 +249,15 @@ fn another_address_is_another_socket() {
     gateway.events.wait_for(|event| {
         event["message"].as_str().is_some_and(|message| message.starts_with("the address or the driver is another one"))
     });
+    let address = |event: &Value| event["address"].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+    let its_own =
+        |event: &Value| address(event).is_some_and(|at| at.ip() == Ipv4Addr::new(127, 0, 0, 2) && at.port() != 0);
+    let listening = gateway.events.wait_for(its_own);
     until("the old process is gone", || !is_alive(gateway.pid()));
-    assert!(is_alive(next) && TcpStream::connect(gateway.address).is_err());
+    // The kernel lets go of a ring's sockets a little after the process has gone.
+    until("nobody listens where it did", || TcpStream::connect(gateway.address).is_err());
+    assert!(is_alive(next), "the next process is gone as well");
+    TcpStream::connect(address(&listening).expect("it was parsed before")).expect("the next process listens");
     signal(next, "TERM");
     until("the next one is gone as well", || !is_alive(next));
 }

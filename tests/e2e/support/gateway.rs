@@ -278,7 +278,11 @@ pub fn signal(pid: u32, name: &str) {
 
 /// Whether a process is there, and no zombie.
 pub fn is_alive(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) if [libc::ENOENT, libc::ESRCH].map(Some).contains(&error.raw_os_error()) => return false,
+        Err(error) => panic!("whether {pid} is alive cannot be told: {error}"),
+    };
     status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
 }
 
