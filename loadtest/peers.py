@@ -117,7 +117,7 @@ def ringway_redis_each(bench, backend):
 def _nginx(bench, backend, http="", location=""):
     port = free_port()
     process = bench.nginx("proxy", PROXY_CORE, f"""
-        upstream backend {{ server 127.0.0.1:{backend}; keepalive 512; keepalive_requests 1000000000; }}
+        upstream backend {{ server 127.0.0.1:{backend}; keepalive 2048; keepalive_requests 1000000000; }}
         {http}
         server {{
             listen 127.0.0.1:{port} backlog=8192;
@@ -261,7 +261,7 @@ http://127.0.0.1:{port} {{
             header_up X-Request-Id {{http.request.uuid}}
             flush_interval -1
             transport http {{
-                keepalive_idle_conns_per_host 512
+                keepalive_idle_conns_per_host 2048
             }}
         }}
     }}

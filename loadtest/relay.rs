@@ -18,7 +18,7 @@ fn main() -> io::Result<()> {
         return Err(io::Error::other("usage: relay PORT BACKEND_PORT"));
     };
     let mut ring = io_uring::IoUring::builder();
-    ring.setup_single_issuer().setup_defer_taskrun();
+    ring.setup_coop_taskrun().setup_cqsize(8192);
     let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(1024).uring_builder(ring);
     builder.enable_timer().build()?.block_on(async move {
         let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;

@@ -1,6 +1,6 @@
 //! The listener of a worker: takes clients in, pauses when it has enough, and closes without losing anybody.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsRawFd;
@@ -22,8 +22,12 @@ use crate::snapshot::Phase;
 /// A worker that has all the clients it may have, or no descriptor for another one, looks again after so long.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How often it is asked whether the process has started.
-const STARTING: Duration = Duration::from_millis(2);
+/// How often it is asked whether the process has started, or whether accepts that were cancelled are over.
+const SOON: Duration = Duration::from_millis(2);
+
+/// On io_uring an accept takes a turn of the loop, in which everybody who has been accepted is served: so many clients are
+/// accepted in each, or those who come together would wait long for the last of them. On epoll one follows the other.
+const ACCEPTS_MAX: u32 = 32;
 
 /// A worker that is full ends so many connections in each pause that have been idle for so long, so that clients which
 /// merely keep connections open do not lock others out, health checks among them.
@@ -92,6 +96,11 @@ pub struct Acceptor {
     /// Whether somebody else goes on listening on the same socket, as systemd does.
     is_shared: bool,
     canceller: RefCell<Option<Canceller>>,
+    /// Accepts under way.
+    accepting: Cell<u32>,
+    /// Tasks that accept beside the loop.
+    helpers: Cell<u32>,
+    helpers_max: u32,
 }
 
 impl Acceptor {
@@ -102,35 +111,93 @@ impl Acceptor {
     pub fn new(listener: StdListener, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
         // io_uring waits in the kernel, on a blocking socket; epoll must not block.
         listener.set_nonblocking(is_epoll)?;
-        let canceller = RefCell::new(Some(Canceller::new()));
-        Ok(Acceptor { listener: TcpListener::from_std(listener)?, is_shared, canceller })
+        Ok(Acceptor {
+            listener: TcpListener::from_std(listener)?,
+            is_shared,
+            canceller: RefCell::new(Some(Canceller::new())),
+            accepting: Cell::new(0),
+            helpers: Cell::new(0),
+            helpers_max: if is_epoll { 0 } else { ACCEPTS_MAX - 1 },
+        })
     }
 
     /// Accepts clients until the drain has emptied the queue.
-    pub async fn run(&self, worker: &Rc<Worker>) {
+    pub async fn run(self: &Rc<Self>, worker: &Rc<Worker>) {
         // Until all that can fail has gone well: a process that ends right away again must not have taken anybody in.
         while !worker.seam.is_started() && worker.seam.phase() == Phase::Serving {
-            monoio::time::sleep(STARTING).await;
+            monoio::time::sleep(SOON).await;
         }
         let mut turns = 0;
         loop {
             worker.share(&mut turns).await;
-            while worker.connections() >= worker.connections_max {
-                worker.registry.end_idlest(worker.now(), IDLE_MIN, END_IDLE_MAX);
+            while !self.has_room(worker) {
+                if worker.is_full() {
+                    worker.registry.end_idlest(worker.now(), IDLE_MIN, END_IDLE_MAX);
+                }
                 monoio::time::sleep(PAUSE).await;
             }
-            let Some(handle) = self.canceller.borrow().as_ref().map(Canceller::handle) else { return };
+            if !self.accept(worker, || true).await {
+                break;
+            }
+            self.call_help(worker);
+        }
+        while self.accepting.get() > 0 {
+            monoio::time::sleep(SOON).await;
+        }
+        self.leave(worker).await;
+    }
+
+    /// Where there is a client there may be more of them.
+    fn call_help(self: &Rc<Self>, worker: &Rc<Worker>) {
+        if self.helpers.get() < self.helpers_max && self.has_room(worker) {
+            self.helpers.set(self.helpers.get() + 1);
+            let (acceptor, worker) = (Rc::clone(self), Rc::clone(worker));
+            monoio::spawn(async move { acceptor.help(&worker).await });
+        }
+    }
+
+    /// Accepts beside the loop for as long as clients come and there is room for more.
+    async fn help(self: &Rc<Self>, worker: &Rc<Worker>) {
+        // Whoever was woken for a client that is still in the queue has to see to it: nobody else is woken.
+        while self.has_room(worker) && self.accept(worker, || !self.queue_is_empty()).await {
+            self.call_help(worker);
+        }
+        self.helpers.set(self.helpers.get() - 1);
+    }
+
+    /// Whether one client more may be accepted; each listener may always accept one before the worker is full.
+    fn has_room(&self, worker: &Worker) -> bool {
+        let coming = if self.accepting.get() == 0 { 0 } else { worker.accepting.get() };
+        worker.connections().saturating_add(coming) < worker.connections_max
+    }
+
+    /// Accepts a client, and tries again after errors while `go_on` says so. Whether there was one.
+    async fn accept(&self, worker: &Rc<Worker>, go_on: impl Fn() -> bool) -> bool {
+        let count = |change| {
+            self.accepting.set(self.accepting.get().wrapping_add_signed(change));
+            worker.accepting.set(worker.accepting.get().wrapping_add_signed(change));
+        };
+        count(1);
+        let accepted = loop {
+            let Some(handle) = self.canceller.borrow().as_ref().map(Canceller::handle) else { break None };
             match self.listener.cancelable_accept(handle).await {
-                Ok((stream, peer)) => welcome(worker, stream, peer),
-                Err(_) if self.canceller.borrow().is_none() => return self.leave(worker).await,
+                Ok(accepted) => break Some(accepted),
+                Err(_) if self.canceller.borrow().is_none() => break None,
                 Err(_) => {
                     // Out of descriptors or memory, or the client was gone before it was accepted. The queue holds the
                     // others meanwhile.
                     worker.counters.accept_errors.add(1);
                     monoio::time::sleep(PAUSE).await;
+                    if !go_on() {
+                        break None;
+                    }
                 }
             }
-        }
+        };
+        count(-1);
+        let Some((stream, peer)) = accepted else { return false };
+        welcome(worker, stream, peer);
+        true
     }
 
     /// Accepts whom the kernel may have woken this process for just when it stopped to accept: of several that wait on one

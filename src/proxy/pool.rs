@@ -15,8 +15,12 @@ use crate::telemetry::counters::{Counters, EndpointSight};
 use crate::traffic::breaker::Breaker;
 use crate::traffic::outlier::OutlierRecord;
 
-/// The most idle connections that a worker keeps to an endpoint.
-pub const IDLE_MAX: usize = 512;
+/// So many idle connections a worker keeps to an endpoint, or as many as were in use at once lately: with fewer, a worker
+/// with many requests under way would close connections and open others all the time.
+const IDLE_MAX: usize = 512;
+
+/// What was in use at once is forgotten by a 64th a second: half of it in three quarters of a minute.
+const FORGOTTEN: u32 = 64;
 
 /// How long an endpoint is asked one request at a time after a batch came apart.
 const ALONE_FOR: Millis = 10_000;
@@ -26,6 +30,8 @@ const ALONE_FOR: Millis = 10_000;
 pub struct EndpointState {
     idle: RefCell<Vec<Idle>>,
     in_flight: Cell<u32>,
+    /// How many requests were under way at once, lately.
+    peak: Cell<u32>,
     /// Answers, and how long they took to come, in nanoseconds all together.
     answers: Cell<u64>,
     nanos: Cell<u64>,
@@ -57,7 +63,7 @@ impl EndpointState {
     pub fn give(&self, socket: Socket, now: Millis) {
         socket.watch.read_done();
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < IDLE_MAX && !self.retired.get() {
+        if idle.len() < self.idle_max() && !self.retired.get() {
             idle.push(Idle { socket, since: now });
         }
     }
@@ -72,6 +78,19 @@ impl EndpointState {
             quiet && idle.since >= before
         });
         closed
+    }
+
+    fn idle_max(&self) -> usize {
+        IDLE_MAX.max(self.peak.get() as usize)
+    }
+
+    /// Closes connections that lay idle the longest, as the need for them is forgotten. To be called once a second.
+    pub fn shrink(&self) {
+        let peak = self.peak.get();
+        self.peak.set((peak - peak / FORGOTTEN).max(self.in_flight.get()));
+        let mut idle = self.idle.borrow_mut();
+        let excess = idle.len().saturating_sub(self.idle_max());
+        idle.drain(..excess);
     }
 
     /// Whether the current snapshot has left the endpoint out: then it keeps no idle connections.
@@ -122,6 +141,31 @@ impl EndpointState {
 
     /// Counts one request more or less.
     pub fn count(&self, change: i32) {
-        self.in_flight.set(self.in_flight.get().saturating_add_signed(change));
+        let in_flight = self.in_flight.get().saturating_add_signed(change);
+        self.in_flight.set(in_flight);
+        self.peak.set(self.peak.get().max(in_flight));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_kept_as_were_in_use_lately() {
+        let state = EndpointState::default();
+        assert_eq!(state.idle_max(), IDLE_MAX);
+        (0..6_400).for_each(|_| state.count(1));
+        (0..6_300).for_each(|_| state.count(-1));
+        assert_eq!(state.idle_max(), 6_400);
+        state.shrink();
+        assert_eq!(state.idle_max(), 6_300);
+        (0..44).for_each(|_| state.shrink());
+        assert!((3_100..3_300).contains(&state.idle_max()), "{}", state.idle_max());
+        (0..300).for_each(|_| state.shrink());
+        assert_eq!(state.idle_max(), IDLE_MAX);
+        (0..800).for_each(|_| state.count(1));
+        (0..300).for_each(|_| state.shrink());
+        assert_eq!(state.idle_max(), 900, "those in use are not forgotten");
     }
 }

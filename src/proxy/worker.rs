@@ -108,6 +108,8 @@ pub struct Worker {
     /// The most client connections.
     pub connections_max: u32,
     connections: Cell<u32>,
+    /// Accepts under way, on all listeners.
+    pub accepting: Cell<u32>,
     loaded: RefCell<Rc<Loaded>>,
     known: RefCell<Known>,
     log: RefCell<LogSender>,
@@ -206,6 +208,7 @@ impl Worker {
             random: RefCell::new(fastrand::Rng::new()),
             connections_max: parts.connections_max,
             connections: Cell::new(0),
+            accepting: Cell::new(0),
             loaded: RefCell::new(loaded),
             known: RefCell::new(known),
             log: RefCell::new(parts.log),
@@ -340,6 +343,11 @@ impl Worker {
         self.connections.get()
     }
 
+    /// Whether there are as many client connections as there may be.
+    pub fn is_full(&self) -> bool {
+        self.connections.get() >= self.connections_max
+    }
+
     /// Counts a client connection in or out.
     pub fn count_connection(&self, change: i32) {
         self.connections.set(self.connections.get().saturating_add_signed(change));
@@ -410,8 +418,8 @@ impl Worker {
         self.counters.upstream_open.set(self.registry.count(Side::Upstream) as u64);
     }
 
-    /// Closes upstream connections that were idle for too long or that the upstream closed, and forgets endpoints that no
-    /// snapshot names any more.
+    /// Closes upstream connections that were idle for too long, that are too many or that the upstream closed, and forgets
+    /// endpoints that no snapshot names any more.
     fn tidy(&self, now: Millis) {
         let loaded = Rc::clone(&self.loaded.borrow());
         for (service, state) in loaded.snapshot.services.iter().zip(&loaded.services) {
@@ -423,6 +431,7 @@ impl Worker {
         }
         let mut known = self.known.borrow_mut();
         known.forget();
+        known.endpoints.values().for_each(|endpoint| endpoint.shrink());
         self.counters.forget_endpoints(|id| known.endpoints.contains_key(&id));
     }
 }

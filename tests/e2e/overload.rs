@@ -1,7 +1,7 @@
 //! More than there is room for: it waits or is refused, and afterwards all is as before.
 
 use crate::support::gateway::with_descriptors;
-use crate::support::{Backend, Client, Gate, Gateway, gateway_to, service, until};
+use crate::support::{Backend, Client, Gate, Gateway, QUIET, gateway_to, holds_within, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const GET: &str = "GET /api HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -46,6 +46,23 @@ fn connections_past_the_limit_wait_until_one_closes() {
         clients.pop();
         assert_eq!(client.response().status, 200, "a place that becomes free is taken");
         clients.push(client);
+    }
+}
+
+#[test]
+fn a_rush_fills_the_worker_and_no_more() {
+    let gate = Gate::default();
+    let backend = gated(&gate);
+    let gateway = Gateway::start_with("max_connections_per_worker = 40", &service("api", &[backend.url()], ""));
+    let mut clients: Vec<_> = (0..100).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(GET);
+    }
+    until("the worker is full", || backend.requests().len() >= 40);
+    assert!(!holds_within(QUIET, || backend.requests().len() > 40), "nobody else is let in");
+    clients.iter().for_each(|_| gate.open());
+    for mut client in clients {
+        assert_eq!(client.response().status, 200, "whoever leaves makes a place");
     }
 }
 

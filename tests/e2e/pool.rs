@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::client::Sight;
-use crate::support::{Backend, Client, Gateway, service, until};
+use crate::support::{Backend, Client, Gate, Gateway, service, until};
 
 #[test]
 fn a_pooled_connection_that_died_costs_the_client_nothing() {
@@ -255,4 +255,32 @@ fn a_service_has_its_own_limits_and_timeouts() {
         thread::sleep(Duration::from_millis(300));
         status("/long", "") == 200 && long_head.connections() > before
     });
+}
+
+#[test]
+fn as_many_connections_are_kept_as_were_in_use_at_once() {
+    const CLIENTS: usize = 800;
+    ringway::proxy::descriptors::raise_limit();
+    let gate = Gate::default();
+    let backend = Backend::gated(&gate);
+    let gateway = Gateway::start(&service("a", &[backend.url()], ""));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    let begun = Instant::now();
+    for round in 0..2 {
+        for (index, client) in clients.iter_mut().enumerate() {
+            client.send("GET /a/slow HTTP/1.1\r\nHost: a\r\n\r\n");
+            // The backend's queue has room for no more.
+            if index % 64 == 63 || index == CLIENTS - 1 {
+                until("the backend has them", || backend.requests().len() == round * CLIENTS + index + 1);
+            }
+        }
+        (0..CLIENTS).for_each(|_| gate.open());
+        for client in &mut clients {
+            assert_eq!(client.response().status, 200);
+        }
+    }
+    // A 64th is forgotten each second.
+    let forgotten = CLIENTS.div_ceil(64) * begun.elapsed().as_secs() as usize;
+    let opened = backend.connections();
+    assert!((CLIENTS..=CLIENTS + forgotten).contains(&opened), "{opened} connections, {forgotten} more may be");
 }
