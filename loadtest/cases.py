@@ -14,7 +14,7 @@ from harness import LOAD_CORE, Bench, cpu_nanos, example, median, raise_descript
 
 EVENT_STREAMS, EVENT_EVERY_US = 64, 2_000
 # A machine that is itself a guest pauses for some milliseconds now and then, which decides the percentiles of the round that has
-# it: so an open loop has so many times the rounds, and the median is that of one without.
+# it: so an open loop with a target has so many times the rounds, and the median is that of one without.
 OPEN_LOOP_ROUNDS = 4
 
 
@@ -50,26 +50,48 @@ def interleaved(started, options, load):
     return medians(rows)
 
 
-def closed_loop(starters, connections=64, path="/api/x", headers=(), script=""):
+class Load(typing.NamedTuple):
+    """What is asked."""
+    connections: int = 64
+    path: str = "/api/x"
+    headers: tuple = ()
+    body: int = 0  # bytes, for a POST
+    users: int = 0  # who are signed in and ask in turn
+
+    def script(self):
+        """For wrk."""
+        body = f'wrk.method = "POST"\nwrk.body = string.rep("x", {self.body})\n' if self.body else ""
+        return body + (peers.users(self.users) if self.users else "")
+
+    def requests(self):
+        """As they go over the line."""
+        tokens = [(f"Authorization: Bearer {token}",) for token in peers.tokens(self.users)] or [()]
+        length = (f"Content-Length: {self.body}",) if self.body else ()
+        lines = (f"{'POST' if self.body else 'GET'} {self.path} HTTP/1.1", "Host: 127.0.0.1", *self.headers, *length)
+        return [("\r\n".join(lines + token) + "\r\n\r\n" + "x" * self.body).encode() for token in tokens]
+
+
+def closed_loop(starters, load=Load()):
     """wrk: each connection sends its next request when it has its answer."""
     def run(options):
         with Bench() as bench:
             backend = bench.backend()
             started = {peer: start(bench, backend) for peer, start in options.chosen(starters).items()}
-            lua = script() if callable(script) else script
-            return interleaved(started, options, lambda port: wrk(bench, port, connections, options.seconds, path, headers, lua))
+            script = load.script()
+            return interleaved(started, options, lambda port: ask(bench, port, options, load, script))
     return run
 
 
-def upload(size):
-    """wrk's script for requests with a body."""
-    return f'wrk.method = "POST"\nwrk.body = string.rep("x", {size})\n'
+def ask(bench, port, options, load, script):
+    """One round of wrk."""
+    return wrk(bench, port, load.connections, options.seconds, load.path, load.headers, script)
 
 
-def pace(port, rate, seconds, connections):
+def pace(port, rate, seconds, connections, requests, new=False):
     """An open loop; returns what pace prints."""
-    arguments = ["taskset", "-c", LOAD_CORE, example("pace"), port, "/api/x", rate, seconds, connections]
-    return json.loads(subprocess.run([*map(str, arguments)], capture_output=True, check=True).stdout)
+    arguments = ["taskset", "-c", LOAD_CORE, example("pace"), port, rate, seconds, connections, *["new"] * new]
+    done = subprocess.run([*map(str, arguments)], input=b"\0".join(requests), stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
 def reload(bench, peer, process, done):
@@ -80,23 +102,24 @@ def reload(bench, peer, process, done):
     count = 0
     while not done.wait(0.5):
         count += 1
-        changed = {"nginx": ("keepalive 512", f"keepalive {512 + count}"), "ringway": ("[services.bench.limits]",
+        changed = {"nginx": (f"keepalive {peers.IDLE}", f"keepalive {peers.IDLE + count}"), "ringway": ("[services.bench.limits]",
                    f"[services.bench.timeouts]\nresponse_header = \"{60 + count}s\"\n[services.bench.limits]")}[peer]
         with open(path, "w") as file:
             file.write(text.replace(*changed))
         process.send_signal(signal.SIGHUP)
 
 
-def open_loop(starters, with_reloads=False):
-    """The same rate for all: 60 % of what the slowest of them can do."""
+def open_loop(starters, load=Load(), connections=256, with_reloads=False, times=1):
+    """The same rate for all, over `connections`: 60 % of what the slowest of them can do."""
     def run(options):
         with Bench() as bench:
             backend = bench.backend()
             started = {peer: start(bench, backend) for peer, start in options.chosen(starters).items()}
-            most = {peer: wrk(bench, started[peer][0], 64, options.seconds).requests / options.seconds for peer in started}
-            rate = int(0.6 * min(most.values()))
+            script, requests, new = load.script(), load.requests(), "Connection: close" in load.headers
+            most = [ask(bench, port, options, load, script).requests / options.seconds for port, _ in started.values()]
+            rate = int(0.6 * min(most))
             rows = {peer: [] for peer in started}
-            for _ in range(OPEN_LOOP_ROUNDS * options.rounds):
+            for _ in range(times * options.rounds):
                 for peer, (port, process) in started.items():
                     done = threading.Event()
                     reloader = threading.Thread(target=reload, args=(bench, peer, process, done))
@@ -104,7 +127,7 @@ def open_loop(starters, with_reloads=False):
                         reloader.start()
                     before = cpu_nanos(process.pid)
                     try:
-                        result = pace(port, rate, options.seconds, 256)
+                        result = pace(port, rate, options.seconds, connections, requests, new)
                     finally:
                         done.set()
                         if with_reloads:
@@ -119,7 +142,8 @@ def open_loop(starters, with_reloads=False):
 
 
 def events(starters):
-    """Server-Sent Events: CPU time for each event that is passed on."""
+    """Server-Sent Events, which come when they are due, so that this is an open loop: CPU time for each event that is passed on, and
+    how long after it was due it is there."""
     def run(options):
         with Bench() as bench:
             backend = peers.event_source(bench, EVENT_EVERY_US)
@@ -129,8 +153,9 @@ def events(starters):
                 for peer, (port, process) in started.items():
                     before = cpu_nanos(process.pid)
                     arguments = ["taskset", "-c", LOAD_CORE, example("events"), "read", port, "/api/x", EVENT_STREAMS, options.seconds]
-                    count = int(subprocess.run([*map(str, arguments)], capture_output=True, check=True).stdout)
-                    rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / count / 1000, "rps": count / options.seconds})
+                    done = json.loads(subprocess.run([*map(str, arguments)], stdout=subprocess.PIPE, check=True).stdout)
+                    rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / done["events"] / 1000, "rps": done["events"] / options.seconds,
+                                       "p50_us": done["p50"], "p99_us": done["p99"], "p999_us": done["p999"]})
             return medians(rows)
     return run
 
@@ -174,10 +199,16 @@ POLICY = {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_policy, 
 LARGE = SERVERS | {"nginx, 64 KiB": peers.nginx_large, "haproxy, 64 KiB": peers.haproxy_large, "haproxy, splicing": peers.haproxy_splicing}
 LOCAL = {"ringway": peers.ringway, "ringway, bare": peers.ringway_bare, peers.PGO: peers.ringway_pgo, "nginx": peers.nginx,
          "haproxy": peers.haproxy, "caddy": peers.caddy}
+STEADY_POLICY = {"ringway": peers.ringway_policy, "haproxy": peers.haproxy_policy, "nginx": peers.nginx_policy}
 STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.haproxy}
 BARE = (Target("ringway", "nginx", 0.90), Target("ringway", "haproxy", 0.85), Target("ringway", "pingora", 0.55),
         Target("ringway, bare", "relay", 1.06), Target("ringway, bare, pipelining", "relay", 1.06),
         Target(f"{peers.PGO}, pipelining", "relay", 1.06))
+
+SIGNED_IN = Load(headers=(f"Origin: {peers.ORIGIN}",), users=1_000)
+ANEW = Load(headers=("Connection: close",))
+DOWN_1K, DOWN_1M = Load(path="/api/1k"), Load(16, "/api/1m")
+UP_1K, UP_1M = Load(body=1 << 10), Load(16, "/api/up", body=1 << 20)
 
 # ringway otherwise than it comes; by the number of connections.
 LEAN = {"ringway, bare": peers.ringway_bare, "ringway, bare, pipelining": peers.ringway_pipelined, peers.PGO: peers.ringway_pgo,
@@ -186,28 +217,34 @@ WAYS = {64: LEAN | {"ringway, no metrics either": peers.ringway_quiet, "ringway,
 
 CASES = {
     **{f"forward-{count}": Case(f"bare forward, {count} connection{'s' * (count > 1)}", closed_loop(
-        FORWARD | WAYS.get(count, {}), count), BARE if count in (64, 256) else ()) for count in (1, 16, 64, 256, 1024)},
-    "policy": Case("full policy: JWT of 1,000 users, limit per user, CORS, JSON log, metrics", closed_loop(
-        POLICY, headers=(f"Origin: {peers.ORIGIN}",), script=lambda: peers.users(1_000)),
+        FORWARD | WAYS.get(count, {}), Load(count)), BARE if count in (64, 256) else ()) for count in (1, 16, 64, 256, 1024)},
+    "policy": Case("full policy: JWT of 1,000 users, limit per user, CORS, JSON log, metrics", closed_loop(POLICY, SIGNED_IN),
                    (Target("ringway", "haproxy", 0.50), Target("ringway", "ringway, bare", 1.15))),
     "redis": Case("limit counted in Redis", closed_loop({"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis}),
                   (Target("ringway", "ringway, bare", 1.20),)),
     "redis-each": Case("limit of 100 a minute counted in Redis, 30,000 users with a JWT: an order for each request", closed_loop(
-        {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis_each}, script=lambda: peers.users(30_000))),
-    "new-connection": Case("a new connection for each request", closed_loop(SERVERS, headers=("Connection: close",)),
+        {"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis_each}, Load(users=30_000))),
+    "new-connection": Case("a new connection for each request", closed_loop(SERVERS, ANEW),
                            (Target("ringway", "nginx", 1.0),)),
-    "download-1k": Case("answers of 1 KiB", closed_loop(SERVERS, path="/api/1k")),
+    "download-1k": Case("answers of 1 KiB", closed_loop(SERVERS, DOWN_1K)),
     "download-1m": Case("answers of 1 MiB, 16 connections", closed_loop(
-        LARGE | {"nginx, unbuffered": peers.nginx_unbuffered}, 16, path="/api/1m"), (
+        LARGE | {"nginx, unbuffered": peers.nginx_unbuffered}, DOWN_1M), (
             Target("ringway", "haproxy", 1.0), Target("ringway", "haproxy, 64 KiB", 1.0), Target("ringway", "haproxy, splicing", 1.0))),
-    "upload-1k": Case("requests of 1 KiB", closed_loop(SERVERS, script=upload(1 << 10))),
-    "upload-1m": Case("requests of 1 MiB, 16 connections", closed_loop(LARGE, 16, path="/api/up", script=upload(1 << 20))),
+    "upload-1k": Case("requests of 1 KiB", closed_loop(SERVERS, UP_1K)),
+    "upload-1m": Case("requests of 1 MiB, 16 connections", closed_loop(LARGE, UP_1M)),
     "events": Case(f"Server-Sent Events, {EVENT_STREAMS} streams of {1_000_000 // EVENT_EVERY_US} a second", events(
         {"ringway": peers.ringway, "nginx": peers.nginx_unbuffered, "haproxy": peers.haproxy, "pingora": peers.pingora, "caddy": peers.caddy})),
-    **{f"health-{count}": Case(f"/health, answered locally, {count} connections", closed_loop(LOCAL, count, path="/health"),
+    **{f"health-{count}": Case(f"/health, answered locally, {count} connections", closed_loop(LOCAL, Load(count, "/health")),
                                (Target("ringway", "nginx", 0.95),)) for count in (64, 256)},
     "idle": Case("10,000 idle connections", idle(SERVERS, 10_000), ()),
-    "steady": Case("60 % of saturation, open loop", open_loop(STEADY), (Target("ringway", "nginx", 1.0, "p99_us"),)),
-    "reloads": Case("60 % of saturation, open loop, two reloads a second", open_loop({"ringway": peers.ringway, "nginx": peers.nginx}, True),
-                    (Target("ringway", "nginx", 1.0, "p999_us"),)),
+    "steady": Case("60 % of saturation, open loop", open_loop(STEADY, times=OPEN_LOOP_ROUNDS), (Target("ringway", "nginx", 1.0, "p99_us"),)),
+    "steady-policy": Case("full policy, open loop", open_loop(STEADY_POLICY, SIGNED_IN)),
+    "steady-redis": Case("limit counted in Redis, open loop", open_loop({"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis})),
+    "steady-new-connection": Case("a new connection for each request, open loop", open_loop(STEADY, ANEW)),
+    "steady-download-1k": Case("answers of 1 KiB, open loop", open_loop(STEADY, DOWN_1K)),
+    "steady-download-1m": Case("answers of 1 MiB, open loop", open_loop(STEADY, DOWN_1M, 64)),
+    "steady-upload-1k": Case("requests of 1 KiB, open loop", open_loop(STEADY, UP_1K)),
+    "steady-upload-1m": Case("requests of 1 MiB, open loop", open_loop(STEADY, UP_1M, 64)),
+    "reloads": Case("60 % of saturation, open loop, two reloads a second", open_loop(
+        {"ringway": peers.ringway, "nginx": peers.nginx}, with_reloads=True, times=OPEN_LOOP_ROUNDS), (Target("ringway", "nginx", 1.0, "p999_us"),)),
 }

@@ -1,13 +1,19 @@
 //! Server-Sent Events, from both ends, on loopback. `events serve PORT EVERY_US` sends each client an event so often, until it is killed;
-//! `events read PORT PATH STREAMS SECONDS` reads so many streams, and prints how many events came.
+//! `events read PORT PATH STREAMS SECONDS` reads so many streams, and prints how many events came, and percentiles of how long after
+//! they were due, in microseconds, as JSON.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// One event, as a chunk of its own: 64 bytes of it.
-const EVENT: &[u8] = b"40\r\ndata: {\"token\":\"sixty-four bytes, as a model sends its words\"}\n\n\r\n";
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+
+/// One event, as a chunk of its own: 64 bytes of it. When it was due, in nanoseconds of the monotonic clock, stands in the middle.
+const BEFORE_DUE: &str = "40\r\ndata: {\"due\":\"";
+const DUE_DIGITS: usize = 20;
+const BEHIND_DUE: &str = "\",\"token\":\"word of a model\"}\n\n\r\n";
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 fn main() -> io::Result<()> {
@@ -41,12 +47,20 @@ fn send(client: &mut TcpStream, every: Duration) -> io::Result<()> {
         return Ok(());
     }
     client.write_all(HEAD)?;
-    let start = Instant::now();
+    let start = now();
     for number in 1.. {
-        client.write_all(EVENT)?;
-        thread::sleep((start + every * number).saturating_duration_since(Instant::now()));
+        let due = start + every * number;
+        thread::sleep(due.saturating_sub(now()));
+        // In one piece.
+        client.write_all(format!("{BEFORE_DUE}{:0DUE_DIGITS$}{BEHIND_DUE}", due.as_nanos()).as_bytes())?;
     }
     Ok(())
+}
+
+/// The monotonic clock, which all processes of the machine share.
+fn now() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 fn read(port: u16, path: &str, streams: u64, time: Duration) -> io::Result<()> {
@@ -55,30 +69,44 @@ fn read(port: u16, path: &str, streams: u64, time: Duration) -> io::Result<()> {
         .map(|_| {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n")?;
-            Ok(thread::spawn(move || count(&mut stream, until)))
+            Ok(thread::spawn(move || delays(&mut stream, until)))
         })
         .collect::<io::Result<_>>()?;
-    let mut events = 0;
+    let mut delays = histogram()?;
     for reader in readers {
-        events += reader.join().map_err(|_| io::Error::other("a reader panicked"))??;
+        delays.add(reader.join().map_err(|_| io::Error::other("a reader panicked"))??).map_err(io::Error::other)?;
     }
-    println!("{events}");
+    let at = |quantile| delays.value_at_quantile(quantile);
+    println!(r#"{{"events":{},"p50":{},"p99":{},"p999":{}}}"#, delays.len(), at(0.5), at(0.99), at(0.999));
     Ok(())
 }
 
-/// How many events come until then; each ends with two line feeds.
-fn count(stream: &mut TcpStream, until: Instant) -> io::Result<u64> {
+fn histogram() -> io::Result<Histogram<u64>> {
+    Histogram::new(3).map_err(io::Error::other)
+}
+
+/// How long after they were due the events come until then.
+fn delays(stream: &mut TcpStream, until: Instant) -> io::Result<Histogram<u64>> {
+    let mut delays = histogram()?;
     let mut piece = [0; 16 * 1024];
-    let (mut events, mut last) = (0, 0);
+    // The latest digits in a row.
+    let (mut due, mut digits) = (0, 0);
     while Instant::now() < until {
         let read = stream.read(&mut piece)?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        for &byte in &piece[..read] {
-            events += u64::from(byte == b'\n' && last == b'\n');
-            last = byte;
+        let came = now();
+        for byte in &piece[..read] {
+            (due, digits) = match byte {
+                b'0'..=b'9' => (due * 10 + u64::from(byte - b'0'), digits + 1),
+                _ => (0, 0),
+            };
+            if digits == DUE_DIGITS {
+                let delay = came.saturating_sub(Duration::from_nanos(due));
+                delays.record(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)).map_err(io::Error::other)?;
+            }
         }
     }
-    Ok(events)
+    Ok(delays)
 }

@@ -37,11 +37,16 @@ def credentials():
     return f"Authorization: Bearer {token('alice')}", f"Origin: {ORIGIN}"
 
 
+def tokens(count):
+    """Those of so many users."""
+    return [token(f"user-{index}") for index in range(count)]
+
+
 def users(count):
     """wrk's script for requests of so many signed-in users in turn."""
-    tokens = ",".join(f'"{token(f"user-{index}")}"' for index in range(count))
+    quoted = ",".join(f'"{each}"' for each in tokens(count))
     return f"""
-        local tokens, requests, at = {{{tokens}}}, {{}}, 0
+        local tokens, requests, at = {{{quoted}}}, {{}}, 0
         init = function()
             for index, token in ipairs(tokens) do
                 wrk.headers["Authorization"] = "Bearer " .. token
@@ -53,6 +58,9 @@ def users(count):
             return requests[at]
         end
         """
+
+
+IDLE = 2048  # connections to the backend that a peer may keep
 
 
 def redis_table(redis, prefix, timeout="1s"):
@@ -117,7 +125,7 @@ def ringway_redis_each(bench, backend):
 def _nginx(bench, backend, http="", location=""):
     port = free_port()
     process = bench.nginx("proxy", PROXY_CORE, f"""
-        upstream backend {{ server 127.0.0.1:{backend}; keepalive 2048; keepalive_requests 1000000000; }}
+        upstream backend {{ server 127.0.0.1:{backend}; keepalive {IDLE}; keepalive_requests 1000000000; }}
         {http}
         server {{
             listen 127.0.0.1:{port} backlog=8192;
@@ -261,7 +269,7 @@ http://127.0.0.1:{port} {{
             header_up X-Request-Id {{http.request.uuid}}
             flush_interval -1
             transport http {{
-                keepalive_idle_conns_per_host 2048
+                keepalive_idle_conns_per_host {IDLE}
             }}
         }}
     }}

@@ -94,7 +94,7 @@ def write(results):
         "# Results of `loadtest/compare`",
         "Written by `loadtest/compare --write`; not edited by hand.",
         f"{around['date']}; {around['processor']}, {around['cores']} cores, Linux {around['kernel']}; {versions}. Medians of "
-        f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop; the memory of idle "
+        f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop with a target; the memory of idle "
         "connections is measured once. The proxy has core 0 and one thread; load and backend share core 1, which is the bottleneck wherever a proxy "
         "takes less CPU time than they do: compare CPU time first. In parentheses is ringway's figure divided by the peer's: the median of the ratios "
         "within the rounds, whose quartiles stand beside a target, and for the first column in the last one.",

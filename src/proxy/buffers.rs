@@ -115,6 +115,11 @@ impl Buffers {
         waiting.set(waiting.get().saturating_sub(1));
     }
 
+    /// Whether `buf`, which came from [`Buffers::idle`], is less than a whole one.
+    pub fn is_small(&self, buf: &Vec<u8>) -> bool {
+        buf.capacity() < self.head_bytes
+    }
+
     /// A buffer for what may never come.
     pub fn small(&self) -> Vec<u8> {
         take(&self.small, SMALL_BYTES)

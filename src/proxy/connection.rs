@@ -172,6 +172,11 @@ impl Arrival {
         let watch = &client.socket.watch;
         worker.buffers.idle_over(buf);
         watch.busy();
+        if is_something && buf.len() == buf.capacity() && worker.buffers.is_small(buf) {
+            // The rest is most likely there: a body that is would otherwise go on behind its head, by itself.
+            make_room(worker, buf);
+            client.socket.read_ready(buf);
+        }
         // It was found idle and ended; a request may have come since.
         is_something || watch.ended_idle() && client.socket.read_ready(buf)
     }
