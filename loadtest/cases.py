@@ -204,6 +204,7 @@ STEADY = {"ringway": peers.ringway, "nginx": peers.nginx, "haproxy": peers.hapro
 BARE = (Target("ringway", "nginx", 0.90), Target("ringway", "haproxy", 0.85), Target("ringway", "pingora", 0.55),
         Target("ringway, bare", "relay", 1.06), Target("ringway, bare, pipelining", "relay", 1.06),
         Target(f"{peers.PGO}, pipelining", "relay", 1.06))
+FORWARD_TARGETS = {64: BARE, 256: BARE, 1024: (Target("ringway", "nginx", 1.0, "p99_us"),)}
 
 SIGNED_IN = Load(headers=(f"Origin: {peers.ORIGIN}",), users=1_000)
 ANEW = Load(headers=("Connection: close",))
@@ -217,7 +218,7 @@ WAYS = {64: LEAN | {"ringway, no metrics either": peers.ringway_quiet, "ringway,
 
 CASES = {
     **{f"forward-{count}": Case(f"bare forward, {count} connection{'s' * (count > 1)}", closed_loop(
-        FORWARD | WAYS.get(count, {}), Load(count)), BARE if count in (64, 256) else ()) for count in (1, 16, 64, 256, 1024)},
+        FORWARD | WAYS.get(count, {}), Load(count)), FORWARD_TARGETS.get(count, ())) for count in (1, 16, 64, 256, 1024)},
     "policy": Case("full policy: JWT of 1,000 users, limit per user, CORS, JSON log, metrics", closed_loop(POLICY, SIGNED_IN),
                    (Target("ringway", "haproxy", 0.50), Target("ringway", "ringway, bare", 1.15))),
     "redis": Case("limit counted in Redis", closed_loop({"ringway, bare": peers.ringway_bare, "ringway": peers.ringway_redis}),

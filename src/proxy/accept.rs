@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, SockFilter, Socket as RawSocket, Type};
 
 use super::connection::{self, Client, Counted};
+use super::descriptors;
 use super::socket::Socket;
 use super::watch::{Millis, Side, TICK};
 use super::worker::Worker;
@@ -26,8 +27,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const SOON: Duration = Duration::from_millis(2);
 
 /// On io_uring an accept takes a turn of the loop, in which everybody who has been accepted is served: so many clients are
-/// accepted in each, or those who come together would wait long for the last of them. On epoll one follows the other.
-const ACCEPTS_MAX: u32 = 32;
+/// accepted in each, on all of a worker's listeners, or those who come together would wait long for the last of them. On epoll
+/// one follows the other.
+const ACCEPTS_MAX: usize = 32;
 
 /// A worker that is full ends so many connections in each pause that have been idle for so long, so that clients which
 /// merely keep connections open do not lock others out, health checks among them.
@@ -98,17 +100,19 @@ pub struct Acceptor {
     canceller: RefCell<Option<Canceller>>,
     /// Accepts under way.
     accepting: Cell<u32>,
+    /// Accepts that were cancelled.
+    cancelled: Cell<u32>,
     /// Tasks that accept beside the loop.
-    helpers: Cell<u32>,
-    helpers_max: u32,
+    helpers: Cell<usize>,
+    helpers_max: usize,
 }
 
 impl Acceptor {
-    /// Takes over a bound listener.
+    /// Takes over a bound listener, one of so `many` of its worker's.
     ///
     /// # Errors
     /// The driver does not take the descriptor.
-    pub fn new(listener: StdListener, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
+    pub fn new(listener: StdListener, many: usize, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
         // io_uring waits in the kernel, on a blocking socket; epoll must not block.
         listener.set_nonblocking(is_epoll)?;
         Ok(Acceptor {
@@ -116,8 +120,10 @@ impl Acceptor {
             is_shared,
             canceller: RefCell::new(Some(Canceller::new())),
             accepting: Cell::new(0),
+            cancelled: Cell::new(0),
             helpers: Cell::new(0),
-            helpers_max: if is_epoll { 0 } else { ACCEPTS_MAX - 1 },
+            // Of workers that wait on one socket, the one that has more accepts under way would get more of the clients.
+            helpers_max: if is_epoll || is_shared { 0 } else { (ACCEPTS_MAX / many).saturating_sub(1) },
         })
     }
 
@@ -127,16 +133,20 @@ impl Acceptor {
         while !worker.seam.is_started() && worker.seam.phase() == Phase::Serving {
             monoio::time::sleep(SOON).await;
         }
+        let count_error = || {
+            worker.counters.accept_errors.add(1);
+            true
+        };
         let mut turns = 0;
         loop {
             worker.share(&mut turns).await;
-            while !self.has_room(worker) {
+            while !self.has_room(worker) && self.canceller.borrow().is_some() {
                 if worker.is_full() {
                     worker.registry.end_idlest(worker.now(), IDLE_MIN, END_IDLE_MAX);
                 }
                 monoio::time::sleep(PAUSE).await;
             }
-            if !self.accept(worker, || true).await {
+            if !self.accept(worker, count_error).await {
                 break;
             }
             self.call_help(worker);
@@ -156,7 +166,7 @@ impl Acceptor {
         }
     }
 
-    /// Accepts beside the loop for as long as clients come and there is room for more.
+    /// Accepts beside the loop for as long as there is room for more.
     async fn help(self: &Rc<Self>, worker: &Rc<Worker>) {
         // Whoever was woken for a client that is still in the queue has to see to it: nobody else is woken.
         while self.has_room(worker) && self.accept(worker, || !self.queue_is_empty()).await {
@@ -165,14 +175,15 @@ impl Acceptor {
         self.helpers.set(self.helpers.get() - 1);
     }
 
-    /// Whether one client more may be accepted; each listener may always accept one before the worker is full.
+    /// Whether one client more may be accepted. Each listener may accept one until the worker is full, or those that wait for clients
+    /// at another would starve it: so with several of them there may be [`ACCEPTS_MAX`] clients more.
     fn has_room(&self, worker: &Worker) -> bool {
         let coming = if self.accepting.get() == 0 { 0 } else { worker.accepting.get() };
         worker.connections().saturating_add(coming) < worker.connections_max
     }
 
-    /// Accepts a client, and tries again after errors while `go_on` says so. Whether there was one.
-    async fn accept(&self, worker: &Rc<Worker>, go_on: impl Fn() -> bool) -> bool {
+    /// Accepts a client. After an error it is tried again if `failed` says so. Whether there was a client.
+    async fn accept(&self, worker: &Rc<Worker>, failed: impl Fn() -> bool) -> bool {
         let count = |change| {
             self.accepting.set(self.accepting.get().wrapping_add_signed(change));
             worker.accepting.set(worker.accepting.get().wrapping_add_signed(change));
@@ -183,12 +194,14 @@ impl Acceptor {
             match self.listener.cancelable_accept(handle).await {
                 Ok(accepted) => break Some(accepted),
                 Err(_) if self.canceller.borrow().is_none() => break None,
-                Err(_) => {
+                Err(error) => {
                     // Out of descriptors or memory, or the client was gone before it was accepted. The queue holds the
                     // others meanwhile.
-                    worker.counters.accept_errors.add(1);
+                    if descriptors::are_short(&error) && !self.queue_is_empty() {
+                        worker.shed_idle();
+                    }
                     monoio::time::sleep(PAUSE).await;
-                    if !go_on() {
+                    if !failed() {
                         break None;
                     }
                 }
@@ -203,7 +216,10 @@ impl Acceptor {
     /// Accepts whom the kernel may have woken this process for just when it stopped to accept: of several that wait on one
     /// socket it wakes one alone, and the others would hear of the connection with the next one only.
     async fn leave(&self, worker: &Rc<Worker>) {
-        while self.is_left_to_others(worker) && !self.queue_is_empty() {
+        for _ in 0..self.cancelled.get() {
+            if !self.is_left_to_others(worker) || self.queue_is_empty() {
+                return;
+            }
             let canceller = Canceller::new();
             let mut accepting = pin!(self.listener.cancelable_accept(canceller.handle()));
             let accepted = match monoio::time::timeout(TICK, accepting.as_mut()).await {
@@ -243,6 +259,7 @@ impl Acceptor {
             }
         }
         if let Some(canceller) = self.canceller.borrow_mut().take() {
+            self.cancelled.set(self.accepting.get());
             canceller.cancel();
         }
     }

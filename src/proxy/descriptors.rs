@@ -1,7 +1,10 @@
 //! File descriptors: how many the process may have open, and how many of them clients may take.
 //!
 //! Whoever connects takes a descriptor, and a request needs another one for its upstream. So a share is kept back from
-//! clients: at the limit accepting stops, and the clients that are in can still be served.
+//! clients: at the limit accepting stops, and the clients that are in can still be served. Connections to upstreams that lie idle
+//! make room for those that are wanted.
+
+use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -12,6 +15,11 @@ const OWN_PER_WORKER: u64 = 16;
 /// What it cannot do without: what it holds when nobody asks anything, and a client and an upstream for each worker.
 const LEAST: u64 = 32;
 const LEAST_PER_WORKER: u64 = 8;
+
+/// Whether there was no descriptor left, for the process or the whole system.
+pub fn are_short(error: &io::Error) -> bool {
+    [libc::EMFILE, libc::ENFILE].map(Some).contains(&error.raw_os_error())
+}
 
 /// Raises the limit on open descriptors as far as it may be raised without privileges (getrlimit(2), RLIMIT_NOFILE), and
 /// returns it.

@@ -15,11 +15,11 @@ use crate::telemetry::counters::{Counters, EndpointSight};
 use crate::traffic::breaker::Breaker;
 use crate::traffic::outlier::OutlierRecord;
 
-/// So many idle connections a worker keeps to an endpoint, or as many as were in use at once lately: with fewer, a worker
-/// with many requests under way would close connections and open others all the time.
+/// So many idle connections a worker keeps to an endpoint, or as many as there were requests under way at once lately: with
+/// fewer, a worker with many requests under way would close connections and open others all the time.
 const IDLE_MAX: usize = 512;
 
-/// What was in use at once is forgotten by a 64th a second: half of it in three quarters of a minute.
+/// How many there were is forgotten by a 64th a second: half of it in three quarters of a minute.
 const FORGOTTEN: u32 = 64;
 
 /// How long an endpoint is asked one request at a time after a batch came apart.
@@ -82,6 +82,14 @@ impl EndpointState {
 
     fn idle_max(&self) -> usize {
         IDLE_MAX.max(self.peak.get() as usize)
+    }
+
+    /// Closes the half of the idle connections that lay idle longer, and forgets how many were in use.
+    pub fn shed(&self) {
+        self.peak.set(self.in_flight.get());
+        let mut idle = self.idle.borrow_mut();
+        let half = idle.len().div_ceil(2);
+        idle.drain(..half);
     }
 
     /// Closes connections that lay idle the longest, as the need for them is forgotten. To be called once a second.

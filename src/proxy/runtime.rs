@@ -49,9 +49,13 @@ type Rung = (&'static str, fn(&mut io_uring::Builder));
 /// The flag sets that are tried, best first. The default flags cost a third more per request: completions then interrupt the
 /// worker rather than wait for it. `COOP_TASKRUN` has been there since Linux 5.19.
 ///
-/// `DEFER_TASKRUN` costs as much and is unfair under load: at each wait the kernel runs 20 of the receives that have become
-/// ready (IO_LOCAL_TW_DEFAULT_MAX in io_uring.c), while all that find their bytes at once overtake those.
-const LADDER: [Rung; 2] = [
+/// `DEFER_TASKRUN` costs as much and is unfair under load: at each wait the kernel, since Linux 6.13, runs 20 of the receives that have
+/// become ready (IO_LOCAL_TW_DEFAULT_MAX in io_uring.c), while all that find their bytes at once overtake those.
+const LADDER: [Rung; 3] = [
+    ("coop_taskrun", |ring| {
+        ring.setup_coop_taskrun().setup_cqsize(COMPLETION_ENTRIES);
+    }),
+    // Older kernels want the queue in one piece of memory, which there may not be.
     ("coop_taskrun", |ring| {
         ring.setup_coop_taskrun();
     }),
@@ -113,7 +117,6 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
     if driver != Driver::Epoll {
         for (flags, apply) in LADDER {
             let mut ring = io_uring::IoUring::builder();
-            ring.setup_cqsize(COMPLETION_ENTRIES);
             apply(&mut ring);
             let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(RING_ENTRIES).uring_builder(ring);
             match builder.enable_timer().build() {
@@ -153,9 +156,10 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
         monoio::spawn(ushering);
         worker.take_turns(usher);
     }
-    let listening = Rc::new(Cell::new(listeners.len()));
+    let many = listeners.len();
+    let listening = Rc::new(Cell::new(many));
     for listener in listeners {
-        let acceptor = Rc::new(Acceptor::new(listener, is_shared, is_epoll)?);
+        let acceptor = Rc::new(Acceptor::new(listener, many, is_shared, is_epoll)?);
         monoio::spawn({
             let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
             async move {

@@ -21,6 +21,7 @@ use super::attempt::{self, Progress};
 use super::batch::{Seat, Source};
 use super::body::{self, Shared, Upload};
 use super::connection::{Client, Next};
+use super::descriptors;
 use super::failure::Failure;
 use super::reply::{self, Ended};
 use super::socket::Socket;
@@ -34,6 +35,10 @@ use crate::http::response::Asked;
 use crate::snapshot::{Address, Phase};
 use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::Verdict;
+
+/// So often a connection is tried again for which there was no descriptor, after so long: idle ones are given up meanwhile.
+const SHORTAGES_MAX: u32 = 3;
+const SHED_WITHIN: Duration = Duration::from_millis(5);
 
 /// A request that may go out. Its head, and what came of its body with it, stand in the scratch's `out`.
 #[derive(Debug)]
@@ -324,18 +329,17 @@ async fn connect(tx: &Transaction<'_>, client: &Watched, must_be_fresh: bool) ->
 
 /// A new connection. The attempt is given up when its time is over, when the client leaves, and when the drain ends.
 async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time: Duration) -> Result<Socket, Failure> {
-    let attempt = async {
-        match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect_addr(address).await?;
-                stream.set_nodelay(true)?;
-                Ok::<_, io::Error>(Socket::tcp(stream, &worker.registry, Side::Upstream))
-            }
-            Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, &worker.registry, Side::Upstream)),
+    let begin = async || match &address {
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect_addr(*address).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, io::Error>(Socket::tcp(stream, &worker.registry, Side::Upstream))
         }
+        Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await?, &worker.registry, Side::Upstream)),
     };
-    let mut attempt = pin!(attempt);
+    let mut attempt = pin!(begin());
     let mut left = time;
+    let mut shortages = 0;
     loop {
         let step = left.min(TICK);
         let result = monoio::time::timeout(step, attempt.as_mut()).await;
@@ -344,6 +348,13 @@ async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time:
         }
         match result {
             Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) if descriptors::are_short(&error) && shortages < SHORTAGES_MAX => {
+                shortages += 1;
+                worker.shed_idle();
+                // The driver closes them, those that others have just given up as well.
+                monoio::time::sleep(SHED_WITHIN).await;
+                attempt.set(begin());
+            }
             Ok(Err(error)) => return Err(refusal(&error)),
             Err(_) if client.peer_gone() => return Err(Failure::ClientGone),
             Err(_) => left -= step,

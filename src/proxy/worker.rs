@@ -389,6 +389,11 @@ impl Worker {
         }
     }
 
+    /// Has each endpoint close the half of its idle connections that lay idle longer: descriptors are wanted.
+    pub fn shed_idle(&self) {
+        self.known.borrow().endpoints.values().for_each(|endpoint| endpoint.shed());
+    }
+
     /// Looks for outliers among the endpoints of each service whose time for that has come.
     fn compare(&self, instant: Instant) {
         let loaded = Rc::clone(&self.loaded.borrow());

@@ -120,6 +120,27 @@ fn the_descriptor_limit_crashes_nothing() {
 }
 
 #[test]
+fn idle_upstream_connections_make_room_for_those_that_are_wanted() {
+    let gate = Gate::default();
+    let backends = [gated(&gate), gated(&gate)];
+    let services = ["a", "b"].map(|name| service(name, &[backends[usize::from(name == "b")].url()], ""));
+    let gateway = Gateway::start_command(with_descriptors(256, 256), "workers = 1", &services.concat());
+    for (backend, path, count) in [(&backends[0], "/a", 80), (&backends[1], "/b", 100)] {
+        let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        }
+        // The second time, descriptors are short by more than 30 as long as the first ones' connections lie idle.
+        until("all of them have reached the backend", || backend.requests().len() == count);
+        clients.iter().for_each(|_| gate.open());
+        for mut client in clients {
+            assert_eq!(client.response().status, 200);
+        }
+        until("they have left", || gateway.metric("api_gateway_connections_open{worker=\"0\"}") == 1.0);
+    }
+}
+
+#[test]
 fn many_clients_at_once_are_all_served() {
     let backend = Backend::echo();
     let gateway = gateway_to(&backend);

@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     let [port, backend] = ports[..] else {
         panic!("usage: pingora-peer PORT BACKEND_PORT");
     };
-    let conf = ServerConf { threads: 1, work_stealing: false, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let conf = ServerConf { threads: 1, work_stealing: false, upstream_keepalive_pool_size: 2048, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let mut service = http_proxy_service(&server.configuration, Forward { backend });
