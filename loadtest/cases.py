@@ -10,7 +10,7 @@ import threading
 import typing
 
 import peers
-from harness import LOAD_CORE, Bench, cpu_nanos, example, median, raise_descriptors, resident_kib, wrk
+from harness import LOAD_CORE, Bench, cpu_nanos, example, median, raise_descriptors, resident_kib, samples, wrk
 
 EVENT_STREAMS, EVENT_EVERY_US = 64, 2_000
 # A machine that is itself a guest pauses for some milliseconds now and then, which decides the percentiles of the round that has
@@ -33,9 +33,11 @@ class Case(typing.NamedTuple):
 
 
 def medians(rows):
-    """{peer: [{figure: value}, ...]} to {peer: {figure: median}}, with what each round measured beside it as "rounds"."""
+    """{peer: [{figure: value}, ...]} to {peer: {figure: median}}, or the sum of what failed, with what each round measured beside it
+    as "rounds"."""
     columns = {peer: {figure: [row[figure] for row in each] for figure in each[0]} for peer, each in rows.items()}
-    return {peer: {figure: median(values) for figure, values in each.items()} | {"rounds": each} for peer, each in columns.items()}
+    return {peer: {figure: sum(values) if figure == "failed" else median(values) for figure, values in each.items()} | {"rounds": each}
+            for peer, each in columns.items()}
 
 
 def interleaved(started, options, load):
@@ -95,7 +97,7 @@ def pace(port, rate, seconds, connections, requests, new=False):
 
 
 def reload(bench, peer, process, done):
-    """Changes the configuration of `peer` and has it read again, twice a second, until `done`."""
+    """Changes the configuration of `peer` and has it read again, twice a second, until `done`; the file is then as before."""
     path = os.path.join(bench.folder, {"nginx": "proxy.conf", "ringway": "ringway.toml"}[peer])
     with open(path) as file:
         text = file.read()
@@ -107,6 +109,14 @@ def reload(bench, peer, process, done):
         with open(path, "w") as file:
             file.write(text.replace(*changed))
         process.send_signal(signal.SIGHUP)
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def reloads(port):
+    """How many configurations ringway has applied, and how many it has refused."""
+    seen = samples(port)
+    return [seen[f'api_gateway_config_reload_total{{result="{result}"}}'] for result in ("applied", "invalid")]
 
 
 def open_loop(starters, load=Load(), connections=256, with_reloads=False, times=1):
@@ -137,6 +147,10 @@ def open_loop(starters, load=Load(), connections=256, with_reloads=False, times=
                     # What a reload replaces takes its CPU time along.
                     cpu = {} if with_reloads else {"cpu_us": (cpu_nanos(process.pid) - before) / max(result["answered"], 1) / 1000}
                     rows[peer].append(cpu | row)
+            if with_reloads:
+                applied, refused = reloads(started["ringway"][0])
+                if refused or applied < len(rows["ringway"]):
+                    raise SystemExit(f"ringway applied {applied:.0f} of the changed configurations and refused {refused:.0f}")
             return medians(rows)
     return run
 

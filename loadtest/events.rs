@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::num::NonZeroU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use rustix::time::{ClockId, clock_gettime};
 const BEFORE_DUE: &str = "40\r\ndata: {\"due\":\"";
 const DUE_DIGITS: usize = 20;
 const BEHIND_DUE: &str = "\",\"token\":\"word of a model\"}\n\n\r\n";
+/// How long an event may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 fn main() -> io::Result<()> {
@@ -30,6 +34,8 @@ fn main() -> io::Result<()> {
 }
 
 fn serve(port: u16, every: Duration) -> io::Result<()> {
+    // Else the kernel may let a sleep last 50 µs longer. Threads inherit it.
+    rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     for client in listener.incoming() {
         let mut client = client?;
@@ -68,6 +74,7 @@ fn read(port: u16, path: &str, streams: u64, time: Duration) -> io::Result<()> {
     let readers: Vec<_> = (0..streams)
         .map(|_| {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n")?;
             Ok(thread::spawn(move || delays(&mut stream, until)))
         })

@@ -96,7 +96,9 @@ impl Load {
         // Else the kernel may let a sleep last 50 µs longer, to wake up for several things at once.
         rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
         let ready = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut lines = (0..connections).map(|index| self.connect(&ready, index)).collect::<io::Result<Vec<_>>>()?;
+        let mut lines = (0..connections)
+            .map(|index| (!self.is_anew).then(|| self.connect(&ready, index)).transpose())
+            .collect::<io::Result<Vec<_>>>()?;
         let mut free: Vec<usize> = (0..lines.len()).collect();
         let mut outcome = Outcome { micros: Histogram::new(3).map_err(io::Error::other)?, failed: 0 };
         let mut events = Vec::with_capacity(lines.len());
@@ -108,9 +110,12 @@ impl Load {
             while sent < self.total && now >= start + self.gap * sent {
                 let Some(index) = free.pop() else { break };
                 if self.is_anew {
-                    lines[index] = self.connect(&ready, index as u32)?;
+                    lines[index] = None;
                 }
-                let line = &mut lines[index];
+                let line = match &mut lines[index] {
+                    Some(line) => line,
+                    none => none.insert(self.connect(&ready, index as u32)?),
+                };
                 (line.due, line.request, line.sent) =
                     (Some(start + self.gap * sent), sent as usize % self.requests.len(), 0);
                 sent += 1;
@@ -129,7 +134,7 @@ impl Load {
             epoll::wait(&ready, spare_capacity(&mut events), Some(&Timespec::default()))?;
             for event in &events {
                 let index = usize::try_from(event.data.u64()).map_err(io::Error::other)?;
-                let line = &mut lines[index];
+                let Some(line) = &mut lines[index] else { continue };
                 let _ = line.send(&self.requests);
                 let received = line.receive(&mut piece);
                 // A connection that is ended while it is idle fails no request.
@@ -140,8 +145,9 @@ impl Load {
                         false => outcome.failed += 1,
                     }
                 }
-                if received.is_over && !self.is_anew {
-                    lines[index] = self.connect(&ready, index as u32)?;
+                // An answer to a request that is not sent to its end is the last one, too.
+                if received.is_over || received.has_answer && line.sent < self.requests[line.request].len() {
+                    lines[index] = None;
                 }
             }
         }

@@ -58,7 +58,7 @@ def table(name, case, rows):
 
 
 def targets(cases):
-    """What was aimed at, and what came of it, as far as it was measured."""
+    """What was aimed at, and what came of it, as far as it was measured. Whose requests failed misses."""
     body = []
     for name, rows in cases.items():
         for target in CASES[name].targets:
@@ -67,7 +67,7 @@ def targets(cases):
                 measured = ratio(who, versus, target.figure)[1]
                 what = f"{CASES[name].title}: {COLUMNS[target.figure][0]} of {target.who} beside {target.versus}"
                 body.append([what, f"≤ {target.most:.2f}", f"{measured:.2f}", spread(who, versus, target.figure),
-                             "met" if measured <= target.most else "missed"])
+                             "met" if measured <= target.most and not who.get("failed") else "missed"])
         if name == "idle":
             size = rows["ringway"]["bytes"]
             body.append([f"{CASES[name].title}: bytes each", "≤ 1,200", f"{size:,.0f}", "", "met" if size <= 1200 else "missed"])
@@ -94,7 +94,7 @@ def write(results):
         "# Results of `loadtest/compare`",
         "Written by `loadtest/compare --write`; not edited by hand.",
         f"{around['date']}; {around['processor']}, {around['cores']} cores, Linux {around['kernel']}; {versions}. Medians of "
-        f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop with a target; the memory of idle "
+        f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop with a target; what failed is the sum of all; the memory of idle "
         "connections is measured once. The proxy has core 0 and one thread; load and backend share core 1, which is the bottleneck wherever a proxy "
         "takes less CPU time than they do: compare CPU time first. In parentheses is ringway's figure divided by the peer's: the median of the ratios "
         "within the rounds, whose quartiles stand beside a target, and for the first column in the last one.",

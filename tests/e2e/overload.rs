@@ -1,6 +1,7 @@
 //! More than there is room for: it waits or is refused, and afterwards all is as before.
 
 use crate::support::gateway::with_descriptors;
+use crate::support::kernel::allow_descriptors;
 use crate::support::{Backend, Client, Gate, Gateway, QUIET, gateway_to, holds_within, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -121,6 +122,7 @@ fn the_descriptor_limit_crashes_nothing() {
 
 #[test]
 fn idle_upstream_connections_make_room_for_those_that_are_wanted() {
+    allow_descriptors();
     let gate = Gate::default();
     let backends = [gated(&gate), gated(&gate)];
     let services = ["a", "b"].map(|name| service(name, &[backends[usize::from(name == "b")].url()], ""));

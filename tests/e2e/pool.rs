@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::client::Sight;
-use crate::support::{Backend, Client, Gate, Gateway, service, until};
+use crate::support::kernel::allow_descriptors;
+use crate::support::{Backend, Client, DEADLINE, Gate, Gateway, service, until};
 
 #[test]
 fn a_pooled_connection_that_died_costs_the_client_nothing() {
@@ -260,7 +261,7 @@ fn a_service_has_its_own_limits_and_timeouts() {
 #[test]
 fn as_many_connections_are_kept_as_were_in_use_at_once() {
     const CLIENTS: usize = 800;
-    ringway::proxy::descriptors::raise_limit();
+    allow_descriptors();
     let gate = Gate::default();
     let backend = Backend::gated(&gate);
     let gateway = Gateway::start(&service("a", &[backend.url()], ""));
@@ -279,6 +280,7 @@ fn as_many_connections_are_kept_as_were_in_use_at_once() {
             assert_eq!(client.response().status, 200);
         }
     }
+    assert!(begun.elapsed() < DEADLINE, "too slow to tell");
     // A 64th is forgotten each second.
     let forgotten = CLIENTS.div_ceil(64) * (begun.elapsed().as_secs() as usize + 1);
     let opened = backend.connections();

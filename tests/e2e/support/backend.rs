@@ -307,6 +307,12 @@ impl Connection {
         std::mem::take(&mut self.buf)
     }
 
+    /// What one receive brings.
+    pub fn piece(&mut self) -> io::Result<Vec<u8>> {
+        self.fill()?;
+        Ok(std::mem::take(&mut self.buf))
+    }
+
     pub fn take(&mut self, length: usize) -> io::Result<Vec<u8>> {
         while self.buf.len() < length {
             self.fill()?;
