@@ -83,6 +83,7 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
 
     let (log_senders, log_writer) = log::start(workers, LOG_RING_BYTES, io::stdout())?;
     let (span_senders, span_receivers) = span_rings(if config.tracing.enabled { workers } else { 0 });
+    let siblings_listen = is_shared && sockets.len() < workers;
     let limits = SharedLimits::new(config.memory_keys);
     let redis = redis_parts(config, &resolved);
     let mut token_key = [0; 16];
@@ -95,6 +96,7 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
         counters: Arc::clone(counters),
         log,
         listens_on_shared: is_shared,
+        siblings_listen,
         connections_max,
         limits: limits.clone(),
         redis: redis.clone(),

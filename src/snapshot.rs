@@ -423,6 +423,7 @@ pub struct Seam {
     adopted: Box<[AtomicU64]>,
     keys_wanted: AtomicBool,
     handed_over: AtomicBool,
+    shortages: AtomicU64,
     started: AtomicBool,
     awaits_issuer: AtomicBool,
 }
@@ -437,6 +438,7 @@ impl Seam {
             adopted: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             keys_wanted: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
+            shortages: AtomicU64::new(0),
             started: AtomicBool::new(false),
             awaits_issuer: AtomicBool::new(true),
         }
@@ -512,6 +514,16 @@ impl Seam {
     /// Notes that another process accepts from the same listening sockets: a drain leaves them alone.
     pub fn hand_over(&self) {
         self.handed_over.store(true, Ordering::Release);
+    }
+
+    /// Notes that there was no descriptor, which is every worker's matter; returns how often that was.
+    pub fn run_short(&self) -> u64 {
+        self.shortages.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// How often there was no descriptor.
+    pub fn shortages(&self) -> u64 {
+        self.shortages.load(Ordering::Relaxed)
     }
 
     /// Whether another process accepts from the same listening sockets.

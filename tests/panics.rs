@@ -51,6 +51,7 @@ fn a_panic_ends_its_own_connection_alone() {
     let (mut logs, log_writer) = log::start(1, 1 << 16, out).expect("a thread");
     let parts = Parts {
         listens_on_shared: false,
+        siblings_listen: false,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),

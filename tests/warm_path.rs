@@ -135,6 +135,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
     let (spans, _receiver) = spans::channel();
     let parts = Parts {
         listens_on_shared: false,
+        siblings_listen: false,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),

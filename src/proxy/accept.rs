@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_millis(2);
 /// On io_uring an accept takes a turn of the loop, in which everybody who has been accepted is served: so many clients are
 /// accepted in each, on all of a worker's listeners, or those who come together would wait long for the last of them. On epoll
 /// one follows the other.
-const ACCEPTS_MAX: usize = 32;
+pub const ACCEPTS_MAX: usize = 32;
 
 /// A worker that is full ends so many connections in each pause that have been idle for so long, so that clients which
 /// merely keep connections open do not lock others out, health checks among them.
@@ -108,11 +108,11 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Takes over a bound listener, one of so `many` of its worker's.
+    /// Takes over a bound listener, on which there may be `accepts_max` accepts under way.
     ///
     /// # Errors
     /// The driver does not take the descriptor.
-    pub fn new(listener: StdListener, many: usize, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
+    pub fn new(listener: StdListener, accepts_max: usize, is_shared: bool, is_epoll: bool) -> io::Result<Acceptor> {
         // io_uring waits in the kernel, on a blocking socket; epoll must not block.
         listener.set_nonblocking(is_epoll)?;
         Ok(Acceptor {
@@ -122,8 +122,7 @@ impl Acceptor {
             accepting: Cell::new(0),
             cancelled: Cell::new(0),
             helpers: Cell::new(0),
-            // Of workers that wait on one socket, the one that has more accepts under way would get more of the clients.
-            helpers_max: if is_epoll || is_shared { 0 } else { (ACCEPTS_MAX / many).saturating_sub(1) },
+            helpers_max: accepts_max - 1,
         })
     }
 
@@ -198,7 +197,7 @@ impl Acceptor {
                     // Out of descriptors or memory, or the client was gone before it was accepted. The queue holds the
                     // others meanwhile.
                     if descriptors::are_short(&error) && !self.queue_is_empty() {
-                        worker.shed_idle();
+                        worker.run_short();
                     }
                     monoio::time::sleep(PAUSE).await;
                     if !failed() {

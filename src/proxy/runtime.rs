@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
-use super::accept::Acceptor;
+use super::accept::{ACCEPTS_MAX, Acceptor};
 use super::usher::Usher;
 use super::watch::{Registry, TICK};
 use super::worker::{Parts, Worker};
@@ -134,7 +134,7 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
 }
 
 async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> io::Result<()> {
-    let is_shared = parts.listens_on_shared;
+    let (is_shared, siblings_listen) = (parts.listens_on_shared, parts.siblings_listen);
     let gateway = parts.redis.as_ref().map(|redis| redis.gateway);
     let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
     if let Some(gateway) = gateway {
@@ -156,10 +156,11 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
         monoio::spawn(ushering);
         worker.take_turns(usher);
     }
-    let many = listeners.len();
-    let listening = Rc::new(Cell::new(many));
+    // Of workers that wait on one socket, the one that has more accepts under way would get more of the clients.
+    let accepts_max = if is_epoll || siblings_listen { 1 } else { (ACCEPTS_MAX / listeners.len()).max(1) };
+    let listening = Rc::new(Cell::new(listeners.len()));
     for listener in listeners {
-        let acceptor = Rc::new(Acceptor::new(listener, many, is_shared, is_epoll)?);
+        let acceptor = Rc::new(Acceptor::new(listener, accepts_max, is_shared, is_epoll)?);
         monoio::spawn({
             let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
             async move {

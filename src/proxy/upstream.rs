@@ -36,9 +36,10 @@ use crate::snapshot::{Address, Phase};
 use crate::telemetry::counters::Deadline;
 use crate::traffic::breaker::Verdict;
 
-/// So often a connection is tried again for which there was no descriptor, after so long: idle ones are given up meanwhile.
-const SHORTAGES_MAX: u32 = 3;
-const SHED_WITHIN: Duration = Duration::from_millis(5);
+/// When a connection is tried again for which there was no descriptor: idle ones are closed meanwhile, other workers' with their next
+/// ticks.
+const SHORT_WAITS: [Duration; 3] = [Duration::from_millis(6), Duration::from_millis(6), Duration::from_millis(60)];
+const _: () = assert!(SHORT_WAITS[2].as_millis() > TICK.as_millis());
 
 /// A request that may go out. Its head, and what came of its body with it, stand in the scratch's `out`.
 #[derive(Debug)]
@@ -339,7 +340,7 @@ async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time:
     };
     let mut attempt = pin!(begin());
     let mut left = time;
-    let mut shortages = 0;
+    let mut waits = SHORT_WAITS.into_iter();
     loop {
         let step = left.min(TICK);
         let result = monoio::time::timeout(step, attempt.as_mut()).await;
@@ -348,11 +349,12 @@ async fn connect_anew(worker: &Worker, address: Address, client: &Watched, time:
         }
         match result {
             Ok(Ok(socket)) => return Ok(socket),
-            Ok(Err(error)) if descriptors::are_short(&error) && shortages < SHORTAGES_MAX => {
-                shortages += 1;
-                worker.shed_idle();
-                // The driver closes them, those that others have just given up as well.
-                monoio::time::sleep(SHED_WITHIN).await;
+            Ok(Err(error))
+                if descriptors::are_short(&error)
+                    && let Some(wait) = waits.next() =>
+            {
+                worker.run_short();
+                monoio::time::sleep(wait).await;
                 attempt.set(begin());
             }
             Ok(Err(error)) => return Err(refusal(&error)),

@@ -29,6 +29,9 @@ use crate::traffic::standing::{Health, Standing};
 /// Idle upstream connections are looked through once in so many milliseconds.
 const TIDY_EVERY: Millis = 1_000;
 
+/// Idle upstream connections are closed for their descriptors once in so many milliseconds: so long it takes the driver.
+const SHED_EVERY: Millis = 5;
+
 /// A connection that has been quiet for so long when the drain begins, or becomes so during it, is closed.
 const DRAIN_IDLE: Millis = 1_000;
 
@@ -56,6 +59,8 @@ pub struct Parts {
     pub log: LogSender,
     /// Whether somebody outside this process listens on the same sockets.
     pub listens_on_shared: bool,
+    /// Whether other workers listen on the same sockets.
+    pub siblings_listen: bool,
     /// The most client connections.
     pub connections_max: u32,
     /// What all workers share of their rate limits.
@@ -125,6 +130,9 @@ pub struct Worker {
     ticked: Cell<Instant>,
     unix_at_tick: Cell<Duration>,
     tidied: Cell<Millis>,
+    /// When idle upstream connections were closed for their descriptors, and which shortage that was for.
+    shed: Cell<Millis>,
+    shortage: Cell<u64>,
 }
 
 /// A snapshot with the state that belongs to it on this worker.
@@ -222,6 +230,8 @@ impl Worker {
             ticked: Cell::new(now),
             unix_at_tick: Cell::new(unix_time()),
             tidied: Cell::new(0),
+            shed: Cell::new(0),
+            shortage: Cell::new(0),
             seam: parts.seam,
         }
     }
@@ -381,6 +391,10 @@ impl Worker {
         self.limiter.export(&self.counters);
         self.log.borrow_mut().wake();
         self.loaded();
+        let shortages = self.seam.shortages();
+        if self.shortage.replace(shortages) != shortages {
+            self.shed_idle();
+        }
         if now - self.tidied.get() >= TIDY_EVERY {
             self.tidied.set(now);
             self.tidy(now);
@@ -389,8 +403,20 @@ impl Worker {
         }
     }
 
-    /// Has each endpoint close the half of its idle connections that lay idle longer: descriptors are wanted.
-    pub fn shed_idle(&self) {
+    /// There was no descriptor. Idle upstream connections are closed: this worker's now, and the others' with their next ticks.
+    pub fn run_short(&self) {
+        self.shortage.set(self.seam.run_short());
+        self.set_now(Instant::now());
+        self.shed_idle();
+    }
+
+    /// Has each endpoint close the half of its idle connections that lay idle longer.
+    fn shed_idle(&self) {
+        // Whoever runs short in the same turn is helped by the same descriptors.
+        if self.now() < self.shed.get() + SHED_EVERY {
+            return;
+        }
+        self.shed.set(self.now());
         self.known.borrow().endpoints.values().for_each(|endpoint| endpoint.shed());
     }
 
