@@ -1,5 +1,7 @@
 //! More than there is room for: it waits or is refused, and afterwards all is as before.
 
+use serde_json::Value;
+
 use crate::support::gateway::with_descriptors;
 use crate::support::kernel::allow_descriptors;
 use crate::support::{Backend, Client, Gate, Gateway, QUIET, gateway_to, holds_within, service, until};
@@ -122,22 +124,28 @@ fn the_descriptor_limit_crashes_nothing() {
 
 #[test]
 fn idle_upstream_connections_make_room_for_those_that_are_wanted() {
-    allow_descriptors();
-    (1..=2).for_each(check_idle_make_room);
+    // Descriptors are short by more than 30 as long as the first ones' connections lie idle.
+    check_room(256, 1, [(0, 80), (0, 100)]);
 }
 
-fn check_idle_make_room(workers: usize) {
+#[test]
+fn those_of_another_worker_make_room_too() {
+    check_room(800, 2, [(0, 260), (1, 260)]);
+}
+
+/// So many clients of a worker ask one service and leave, and then as many as are said of a worker ask another.
+fn check_room(descriptors: u32, workers: usize, rounds: [(usize, usize); 2]) {
+    allow_descriptors();
     let gate = Gate::default();
     let backends = [gated(&gate), gated(&gate)];
-    let services = ["a", "b"].map(|name| service(name, &[backends[usize::from(name == "b")].url()], ""));
-    let server = format!("workers = {workers}");
-    let gateway = Gateway::start_command(with_descriptors(512, 512), &server, &services.concat());
-    for (backend, path, count) in [(&backends[0], "/a", 150), (&backends[1], "/b", 190)] {
-        let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
+    let services = [service("a", &[backends[0].url()], ""), service("b", &[backends[1].url()], "")].concat();
+    let limited = with_descriptors(descriptors, descriptors);
+    let gateway = Gateway::start_command(limited, &format!("workers = {workers}"), &services);
+    for ((backend, path), (worker, count)) in backends.iter().zip(["/a", "/b"]).zip(rounds) {
+        let mut clients: Vec<_> = (0..count).map(|_| client_of(&gateway, worker)).collect();
         for client in &mut clients {
             client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
         }
-        // The second time, descriptors are short by more than 30 as long as the first ones' connections lie idle.
         until("all of them have reached the backend", || backend.requests().len() == count);
         clients.iter().for_each(|_| gate.open());
         for mut client in clients {
@@ -145,6 +153,18 @@ fn check_idle_make_room(workers: usize) {
         }
         let open = |worker| gateway.metric(&format!("api_gateway_connections_open{{worker=\"{worker}\"}}"));
         until("they have left", || (0..workers).map(open).sum::<f64>() == 1.0);
+    }
+}
+
+/// A client that the kernel has given to that worker.
+fn client_of(gateway: &Gateway, worker: usize) -> Client {
+    loop {
+        let mut client = gateway.connect();
+        client.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+        let health: Value = serde_json::from_str(&client.response().text()).expect("JSON");
+        if health["worker"] == worker {
+            return client;
+        }
     }
 }
 
