@@ -1,8 +1,10 @@
 """What is compared. A case starts its peers, loads them in interleaved rounds and returns rows: {peer: {figure: value}}, each
-value the median of its rounds. Figures: cpu_us (CPU time for each request, or event), rps, p50_us, p99_us, p999_us, bytes."""
+value the median of its rounds. Figures: cpu_us (CPU time for each request, or event), rps, p50_us, p99_us, p999_us, bytes, failed, and
+load_busy, the share of its time that the core of the load and the backend was not idle."""
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +12,7 @@ import threading
 import typing
 
 import peers
-from harness import LOAD_CORE, Bench, cpu_nanos, example, median, raise_descriptors, resident_kib, samples, wrk
+from harness import LOAD_CORE, Bench, core_ticks, cpu_nanos, example, median, raise_descriptors, resident_kib, samples, wrk
 
 EVENT_STREAMS, EVENT_EVERY_US = 64, 2_000
 # A machine that is itself a guest pauses for some milliseconds now and then, which decides the percentiles of the round that has
@@ -40,15 +42,22 @@ def medians(rows):
             for peer, each in columns.items()}
 
 
+def rounds(started, count):
+    """All peers in turn, so many times, in another order each time, so that none always comes after the same one; the same orders in
+    each run."""
+    order = random.Random(0)
+    for _ in range(count):
+        yield from order.sample(list(started.items()), len(started))
+
+
 def interleaved(started, options, load):
     """Rounds over all peers in turn; `load(port)` returns a Round."""
     rows = {peer: [] for peer in started}
-    for _ in range(options.rounds):
-        for peer, (port, process) in started.items():
-            before = cpu_nanos(process.pid)
-            done = load(port)
-            rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / done.requests / 1000,
-                               "rps": done.requests / options.seconds, "p50_us": done.p50, "p99_us": done.p99, "p999_us": done.p999})
+    for peer, (port, process) in rounds(started, options.rounds):
+        before = cpu_nanos(process.pid)
+        done = load(port)
+        rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / done.requests / 1000,
+                           "rps": done.requests / options.seconds, "p50_us": done.p50, "p99_us": done.p99, "p999_us": done.p999})
     return medians(rows)
 
 
@@ -90,10 +99,12 @@ def ask(bench, port, options, load, script):
 
 
 def pace(port, rate, seconds, connections, requests, new=False):
-    """An open loop; returns what pace prints."""
+    """An open loop; returns what pace prints, and load_busy."""
     arguments = ["taskset", "-c", LOAD_CORE, example("pace"), port, rate, seconds, connections, *["new"] * new]
+    before = core_ticks(LOAD_CORE)
     done = subprocess.run([*map(str, arguments)], input=b"\0".join(requests), stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    ticks, idle = (after - earlier for after, earlier in zip(core_ticks(LOAD_CORE), before))
+    return json.loads(done.stdout) | {"load_busy": 1 - idle / ticks}
 
 
 def reload(bench, peer, process, done):
@@ -129,24 +140,23 @@ def open_loop(starters, load=Load(), connections=256, with_reloads=False, times=
             most = [ask(bench, port, options, load, script).requests / options.seconds for port, _ in started.values()]
             rate = int(0.6 * min(most))
             rows = {peer: [] for peer in started}
-            for _ in range(times * options.rounds):
-                for peer, (port, process) in started.items():
-                    done = threading.Event()
-                    reloader = threading.Thread(target=reload, args=(bench, peer, process, done))
+            for peer, (port, process) in rounds(started, times * options.rounds):
+                done = threading.Event()
+                reloader = threading.Thread(target=reload, args=(bench, peer, process, done))
+                if with_reloads:
+                    reloader.start()
+                before = cpu_nanos(process.pid)
+                try:
+                    result = pace(port, rate, options.seconds, connections, requests, new)
+                finally:
+                    done.set()
                     if with_reloads:
-                        reloader.start()
-                    before = cpu_nanos(process.pid)
-                    try:
-                        result = pace(port, rate, options.seconds, connections, requests, new)
-                    finally:
-                        done.set()
-                        if with_reloads:
-                            reloader.join()
-                    row = {"rps": result["answered"] / options.seconds, "p50_us": result["p50"], "p99_us": result["p99"],
-                           "p999_us": result["p999"], "failed": result["failed"]}
-                    # What a reload replaces takes its CPU time along.
-                    cpu = {} if with_reloads else {"cpu_us": (cpu_nanos(process.pid) - before) / max(result["answered"], 1) / 1000}
-                    rows[peer].append(cpu | row)
+                        reloader.join()
+                row = {"rps": result["answered"] / options.seconds, "p50_us": result["p50"], "p99_us": result["p99"],
+                       "p999_us": result["p999"], "failed": result["failed"], "load_busy": result["load_busy"]}
+                # What a reload replaces takes its CPU time along.
+                cpu = {} if with_reloads else {"cpu_us": (cpu_nanos(process.pid) - before) / max(result["answered"], 1) / 1000}
+                rows[peer].append(cpu | row)
             if with_reloads:
                 applied, refused = reloads(started["ringway"][0])
                 if refused or applied < len(rows["ringway"]):
@@ -163,13 +173,12 @@ def events(starters):
             backend = peers.event_source(bench, EVENT_EVERY_US)
             started = {peer: start(bench, backend) for peer, start in options.chosen(starters).items()}
             rows = {peer: [] for peer in started}
-            for _ in range(options.rounds):
-                for peer, (port, process) in started.items():
-                    before = cpu_nanos(process.pid)
-                    arguments = ["taskset", "-c", LOAD_CORE, example("events"), "read", port, "/api/x", EVENT_STREAMS, options.seconds]
-                    done = json.loads(subprocess.run([*map(str, arguments)], stdout=subprocess.PIPE, check=True).stdout)
-                    rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / done["events"] / 1000, "rps": done["events"] / options.seconds,
-                                       "p50_us": done["p50"], "p99_us": done["p99"], "p999_us": done["p999"]})
+            for peer, (port, process) in rounds(started, options.rounds):
+                before = cpu_nanos(process.pid)
+                arguments = ["taskset", "-c", LOAD_CORE, example("events"), "read", port, "/api/x", EVENT_STREAMS, options.seconds]
+                done = json.loads(subprocess.run([*map(str, arguments)], stdout=subprocess.PIPE, check=True).stdout)
+                rows[peer].append({"cpu_us": (cpu_nanos(process.pid) - before) / done["events"] / 1000, "rps": done["events"] / options.seconds,
+                                   "p50_us": done["p50"], "p99_us": done["p99"], "p999_us": done["p999"]})
             return medians(rows)
     return run
 

@@ -228,6 +228,13 @@ def cpu_nanos(pid):
     return total
 
 
+def core_ticks(core):
+    """How many ticks of the clock a core has had, and in how many of them it had nothing to do."""
+    with open("/proc/stat") as file:
+        ticks = next([int(field) for field in line.split()[1:9]] for line in file if line.startswith(f"cpu{core} "))
+    return sum(ticks), ticks[3] + ticks[4]
+
+
 def resident_kib(pid):
     """Resident memory of a process and its children."""
     total = 0

@@ -10,7 +10,8 @@ from harness import ROOT
 
 RESULTS = os.path.join(ROOT, "loadtest", "results")
 COLUMNS = {"cpu_us": ("CPU µs", "{:.2f}"), "rps": ("a second", "{:,.0f}"), "p50_us": ("p50 µs", "{:,.0f}"), "p99_us": ("p99 µs", "{:,.0f}"),
-           "p999_us": ("p99.9 µs", "{:,.0f}"), "bytes": ("bytes each", "{:,.0f}"), "failed": ("failed", "{:,.0f}")}
+           "p999_us": ("p99.9 µs", "{:,.0f}"), "bytes": ("bytes each", "{:,.0f}"), "failed": ("failed", "{:,.0f}"), "load_busy": ("load busy", "{:.0%}")}
+ALONE = "failed", "load_busy"  # figures that are not compared
 
 
 def grid(head, rows):
@@ -42,7 +43,7 @@ def spread(ours, theirs, figure):
 def cell(figure, row, ours):
     """A peer's figure, and what ringway's is as a share of it."""
     text = COLUMNS[figure][1].format(row[figure])
-    if row is ours or figure == "failed":
+    if row is ours or figure in ALONE:
         return text
     return f"{text} ({ratio(ours, row, figure)[1]:.2f})"
 
@@ -96,7 +97,8 @@ def write(results):
         f"{around['date']}; {around['processor']}, {around['cores']} cores, Linux {around['kernel']}; {versions}. Medians of "
         f"{around['rounds']} interleaved rounds of {around['seconds']} s, of {OPEN_LOOP_ROUNDS * around['rounds']} in an open loop with a target; what failed is the sum of all; the memory of idle "
         "connections is measured once. The proxy has core 0 and one thread; load and backend share core 1, which is the bottleneck wherever a proxy "
-        "takes less CPU time than they do: compare CPU time first. In parentheses is ringway's figure divided by the peer's: the median of the ratios "
+        "takes less CPU time than they do: compare CPU time first. So it is in an open loop: where it was busy nearly all the time (`load busy`), the percentiles "
+        "are of the wait for it, whichever proxy is asked. In parentheses is ringway's figure divided by the peer's: the median of the ratios "
         "within the rounds, whose quartiles stand beside a target, and for the first column in the last one.",
         targets(results["cases"]),
         *(f"![{title}]({file})" for file, title in (line.split("\t") for line in drawn.stdout.splitlines())),
