@@ -204,7 +204,7 @@ impl Node {
         };
         value.filter(|value| range.contains(value)).ok_or_else(|| {
             let [low, high] = [*range.start(), *range.end()].map(units::show_duration);
-            format!("must be a duration from {low} to {high}, such as \"30s\", \"250ms\" or a number of seconds")
+            format!("must be a duration from {low} to {high}, written like these or as a number of seconds")
         })
     }
 
