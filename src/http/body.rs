@@ -124,18 +124,25 @@ impl Decoder {
     /// # Errors
     /// See [`BodyError`]. Bytes before the fault are lost with it: the message is broken anyway.
     pub fn decode(&mut self, buf: &mut [u8]) -> Result<Decoded, BodyError> {
-        match &mut self.state {
+        match self.state {
             State::Done => Ok(Decoded { data: 0, consumed: 0 }),
             State::Close => Ok(Decoded { data: buf.len(), consumed: buf.len() }),
             State::Length(remaining) => {
-                let taken = buf.len().min(usize::try_from(*remaining).unwrap_or(usize::MAX));
-                *remaining -= taken as u64;
-                if *remaining == 0 {
-                    self.state = State::Done;
-                }
+                let taken = buf.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+                self.skip(taken as u64);
                 Ok(Decoded { data: taken, consumed: taken })
             }
             _ => self.decode_chunked(buf),
+        }
+    }
+
+    /// So many bytes of a counted body have gone by unseen; no more than there are [remaining](Decoder::remaining).
+    pub fn skip(&mut self, bytes: u64) {
+        if let State::Length(remaining) = self.state {
+            self.state = match remaining.saturating_sub(bytes) {
+                0 => State::Done,
+                left => State::Length(left),
+            };
         }
     }
 
@@ -298,6 +305,17 @@ mod tests {
             assert_eq!((body.as_slice(), done), (&b"hello world"[..], true), "{split}");
             assert_eq!(consumed, message.len(), "{split}");
         }
+    }
+
+    #[test]
+    fn what_goes_by_unseen_is_counted() {
+        let mut decoder = Decoder::new(Framing::Length(10));
+        decoder.skip(4);
+        assert_eq!((decoder.remaining(), decoder.is_done()), (Some(6), false));
+        let decoded = decoder.decode(&mut [0; 5]).expect("no framing");
+        assert_eq!((decoded.data, decoder.remaining()), (5, Some(1)));
+        decoder.skip(1);
+        assert_eq!((decoder.remaining(), decoder.is_done()), (Some(0), true));
     }
 
     #[test]

@@ -15,12 +15,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::buffers::Place;
-use super::socket::{Filled, Half};
+use super::socket::{Filled, Half, Tcp};
 
 /// The receiving direction of an upstream connection. A read that has begun goes on while nobody waits for it.
 pub struct Ahead {
     future: Pin<Box<dyn Future<Output = Infallible>>>,
     desk: Rc<Desk>,
+    tcp: Option<Tcp>,
     state: State,
     /// Held by a read that no request waits for yet.
     place: Option<Place>,
@@ -51,8 +52,14 @@ impl Ahead {
     /// Reads from `half` from now on; no read has begun yet.
     pub fn new(half: Half) -> Ahead {
         let desk = Rc::<Desk>::default();
+        let tcp = half.tcp();
         let future = Box::pin(work(half, Rc::clone(&desk)));
-        Ahead { future, desk, state: State::Quiet, place: None }
+        Ahead { future, desk, tcp, state: State::Quiet, place: None }
+    }
+
+    /// The connection, where it is TCP: for who reads from it otherwise, while no read has begun.
+    pub fn tcp(&self) -> Option<Tcp> {
+        self.tcp.clone()
     }
 
     /// Begins to read into `buf`, for whoever comes to [`Ahead::poll_read`]. No other read may have begun.
@@ -216,6 +223,22 @@ mod tests {
             assert_eq!((result.expect("open"), &buf[..]), (3, &b"thr"[..]));
             let (result, buf) = socket.reader.read(buf).await;
             assert_eq!((result.expect("open"), &buf[..]), (2, &b"three"[..]));
+        });
+    }
+
+    #[test]
+    fn what_comes_is_waited_for_and_left_there() {
+        on_both(async |mut socket, mut peer| {
+            let tcp = socket.reader.ahead().tcp().expect("TCP");
+            tcp.writable().await.expect("open");
+            let says = std::thread::spawn(move || peer.write_all(b"one").map(|()| peer));
+            tcp.readable().await.expect("open");
+            let (result, buf) = socket.reader.read(Vec::with_capacity(16)).await;
+            assert_eq!((result.expect("open"), &buf[..]), (3, &b"one"[..]));
+            drop(says.join().expect("no panic").expect("open"));
+            tcp.readable().await.expect("an end");
+            let (result, _) = socket.reader.read(Vec::with_capacity(16)).await;
+            assert_eq!(result.expect("an orderly end"), 0);
         });
     }
 

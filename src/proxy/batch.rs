@@ -20,7 +20,7 @@ use std::task::{Poll, Waker};
 use super::ahead::Ahead;
 use super::buffers::Place;
 use super::pool::EndpointState;
-use super::socket::{Filled, Socket};
+use super::socket::{Filled, Socket, Tcp};
 use super::watch::{Millis, TICK, Watch};
 use crate::snapshot::PIPELINING_MAX;
 
@@ -335,6 +335,14 @@ impl Source<'_> {
                 None => Poll::Ready((Err(io::ErrorKind::NotConnected.into()), Vec::new())),
             },
         })
+    }
+
+    /// The connection, where it is TCP.
+    pub fn tcp(&self) -> Option<Tcp> {
+        match self {
+            Source::Own(ahead) => ahead.tcp(),
+            Source::Shared(seat) => seat.batch.socket.borrow_mut().as_mut()?.reader.ahead().tcp(),
+        }
     }
 
     /// The request's seat, where others wait for this answer to be over.

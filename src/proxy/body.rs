@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::mem::take;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -18,7 +19,8 @@ use super::batch::{Seat, Source};
 use super::connection::Client;
 use super::failure::Failure;
 use super::reply::{self, Ended};
-use super::socket::{Reader, Socket, Writer};
+use super::socket::{Reader, Socket, Tcp, Writer};
+use super::splice::{Broken, Pipe, SLOW_BYTES, SPLICED_MIN};
 use super::transaction::Transaction;
 use super::watch::{Millis, Watch, Watched};
 use super::worker::Worker;
@@ -265,21 +267,37 @@ impl Download<'_, '_> {
 
         let idle_body = self.tx.timeouts().idle_body;
         let mut buf = take(inbound);
+        let (mut read, mut room) = (buf.len(), buf.capacity());
         let mut place = None;
         let mut turns = 0;
         while !self.decoder.is_done() {
             let worker = Rc::clone(&self.tx.worker);
             worker.share(&mut turns).await;
+            // A sender that fills the buffer has much to say.
+            let left = self.decoder.remaining();
+            if read == room
+                && let Some((from, pipe, to)) = self.pipe(left)
+            {
+                // Rare and large, so kept out of the connection's own future.
+                Box::pin(self.splice(from, pipe, to)).await?;
+                read = 0;
+                continue;
+            }
+            if self.tx.scratch.inbound.capacity() > 0 {
+                buf = worker.buffers.for_rest(buf, read, left, &mut place);
+            } else if read == room {
+                self.tx.scratch.inbound = std::mem::replace(&mut buf, worker.buffers.fast(left, &mut place));
+            }
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
-            let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+            room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
             self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
             self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read(|| buf, room).await;
             self.from_watch.read_done();
             self.to_watch.stop_waiting();
             buf = filled;
-            let read = match result {
+            read = match result {
                 Ok(read) if read > 0 => read,
                 Ok(_) if self.decoder.ends_at_close() && !self.was_ended() => {
                     self.decoder = Decoder::new(Framing::None);
@@ -306,16 +324,6 @@ impl Download<'_, '_> {
             let (result, written) = self.to.write(buf, start, end, patience).await;
             buf = written;
             result.map_err(|_| self.to_watch.ending(Failure::ClientGone))?;
-            if self.decoder.is_done() {
-                break;
-            }
-            // A sender that fills the buffer has much to say.
-            let left = self.decoder.remaining();
-            if self.tx.scratch.inbound.capacity() > 0 {
-                buf = self.tx.worker.buffers.for_rest(buf, read, left, &mut place);
-            } else if read == room {
-                self.tx.scratch.inbound = std::mem::replace(&mut buf, self.tx.worker.buffers.fast(left, &mut place));
-            }
         }
         if self.tx.scratch.inbound.capacity() == 0 {
             self.tx.scratch.inbound = buf;
@@ -323,6 +331,48 @@ impl Download<'_, '_> {
             self.tx.worker.buffers.give(buf);
         }
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
+    }
+
+    /// A pipe for a body of which `left` bytes are to come, if that is known: where it is long, goes from TCP to TCP as it is, and
+    /// there is one.
+    fn pipe(&self, left: Option<u64>) -> Option<(Tcp, Pipe, Tcp)> {
+        if left.is_none_or(|left| left < SPLICED_MIN) {
+            return None;
+        }
+        let (from, to) = (self.from.tcp()?, self.to.tcp()?);
+        Some((from, self.tx.worker.pipes.take()?, to))
+    }
+
+    /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the upstream: what that is,
+    /// the next read finds.
+    async fn splice(&mut self, from: Tcp, mut pipe: Pipe, to: Tcp) -> Result<(), Failure> {
+        let worker = Rc::clone(&self.tx.worker);
+        let idle_body = self.tx.timeouts().idle_body;
+        let mut turns = 0;
+        let mut is_fast = true;
+        while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
+            worker.share(&mut turns).await;
+            self.from_watch.read_until(worker.after(idle_body), Deadline::IdleBody);
+            self.to_watch.keep_waiting(worker.now());
+            let readable = from.readable().await;
+            self.from_watch.read_done();
+            self.to_watch.stop_waiting();
+            if readable.is_err() {
+                break;
+            }
+            let Ok(filled @ 1..) = pipe.fill(from.as_fd(), left) else { break };
+            is_fast = filled >= SLOW_BYTES;
+            self.decoder.skip(filled as u64);
+            self.tx.bytes_out += filled as u64;
+            if let Some(seat) = self.hands_on() {
+                seat.hand_on(Vec::new());
+            }
+            self.read_ahead(false);
+            let patience = worker.patience(self.to_watch, idle_body);
+            let emptied = pipe.empty(&to, patience).await;
+            emptied.map_err(|Broken| self.to_watch.ending(Failure::ClientGone))?;
+        }
+        Ok(())
     }
 
     /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection

@@ -8,8 +8,8 @@
 //! - [`transaction`]: one request's record; its end counts and logs it, whatever the end was.
 //! - [`guard`]: the policies: who may pass, and how often.
 //! - [`limiter`]: rate limits, on the orders that [`ledger`] carries to Redis.
-//! - [`upstream`]: the exchange with an endpoint; [`reply`]: its answer; [`body`]: the bodies both ways; [`batch`]: requests that go
-//!   out together; [`tunnel`]: after an upgrade.
+//! - [`upstream`]: the exchange with an endpoint; [`reply`]: its answer; [`body`]: the bodies both ways; [`splice`]: long ones
+//!   without a copy; [`batch`]: requests that go out together; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
 //! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`]: its parts.
 //! - [`attempt`]: which endpoint, and whether another one; [`usher`]: turns on epoll.
@@ -34,6 +34,7 @@ pub mod pool;
 pub mod reply;
 pub mod runtime;
 pub mod socket;
+pub mod splice;
 mod trace;
 pub mod transaction;
 pub mod tunnel;

@@ -4,6 +4,7 @@
 //! that is dropped takes its buffer along, and whatever it would have read is lost; so is the connection, then. An upstream's
 //! reads go on without whoever began them, see [`super::ahead`].
 
+use std::cell::UnsafeCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
@@ -160,6 +161,14 @@ impl Reader {
 }
 
 impl Half {
+    /// The whole of it, where it is TCP.
+    pub fn tcp(&self) -> Option<Tcp> {
+        match self {
+            Half::Tcp(half) => Some(Tcp(Rc::clone(&half.0))),
+            Half::Unix(_) => None,
+        }
+    }
+
     /// See [`Reader::read_some`].
     pub fn read(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
         let room = room(buf, most);
@@ -181,6 +190,35 @@ impl Half {
     }
 }
 
+/// A TCP stream both of whose halves are in use, for what the driver does not do: monoio's halves read and write, and wait for nothing else.
+#[derive(Debug, Clone)]
+pub struct Tcp(Rc<UnsafeCell<TcpStream>>);
+
+impl Tcp {
+    /// Waits until there is something to read, be it the end.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.stream().readable(false).await
+    }
+
+    /// Waits until something can be sent, or nothing any more.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.stream().writable(false).await
+    }
+
+    #[allow(unsafe_code)]
+    fn stream(&self) -> &TcpStream {
+        // SAFETY: it lives as long as this. It stays on its thread, and nobody but monoio's halves gets to it besides. They take such a
+        // reference for each operation, which takes a share of the descriptor along and changes nothing of the stream.
+        unsafe { &*self.0.get() }
+    }
+}
+
+impl AsFd for Tcp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        borrow(self.stream().as_raw_fd())
+    }
+}
+
 /// The room in `buf` for `most` bytes more.
 fn room(buf: Vec<u8>, most: usize) -> SliceMut<Vec<u8>> {
     let start = buf.len();
@@ -194,6 +232,14 @@ fn filled((result, slice): (io::Result<usize>, SliceMut<Vec<u8>>)) -> Filled {
 }
 
 impl Writer {
+    /// The whole of it, where it is TCP.
+    pub fn tcp(&self) -> Option<Tcp> {
+        match self {
+            Writer::Tcp(half) => Some(Tcp(Rc::clone(&half.0))),
+            Writer::Unix(_) => None,
+        }
+    }
+
     /// Sends `buf[from..to]`, all of it.
     pub fn write(
         &mut self,
@@ -280,7 +326,7 @@ pub fn reset(fd: RawFd) {
 #[allow(unsafe_code)]
 pub fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     assert!(fd >= 0, "a watch that was dropped has no descriptor");
-    // SAFETY: every descriptor that gets here belongs to a `Socket` or a listener that is alive: `Watched::drop`, which
+    // SAFETY: every descriptor that gets here belongs to a `Socket`, its `Tcp` or a listener that is alive: `Watched::drop`, which
     // runs before the socket's halves are dropped, takes it out of the registry and sets the watch's copy to -1. Workers
     // do not share sockets, so nobody closes it meanwhile.
     unsafe { BorrowedFd::borrow_raw(fd) }

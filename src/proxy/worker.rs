@@ -12,6 +12,8 @@ use super::lane::Lane;
 use super::ledger::RedisLedger;
 use super::limiter::{Limiter, Moment, SharedLimits};
 use super::pool::EndpointState;
+use super::runtime::IO_URING;
+use super::splice::Pipes;
 use super::usher::Usher;
 use super::watch::{Millis, Patience, Registry, Side, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
@@ -105,6 +107,8 @@ pub struct Worker {
     pub tokens: RefCell<Cache>,
     /// Buffers.
     pub buffers: Buffers,
+    /// Pipes.
+    pub pipes: Rc<Pipes>,
     lanes: RefCell<Vec<Lane>>,
     /// Requests that go out together.
     pub batches: Rc<Batches>,
@@ -211,6 +215,7 @@ impl Worker {
             limiter: Rc::new(limiter),
             tokens: RefCell::new(Cache::new(TOKENS_MAX, parts.token_key)),
             buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
+            pipes: Pipes::new(driver == IO_URING),
             lanes: RefCell::default(),
             batches: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
@@ -417,6 +422,7 @@ impl Worker {
             return;
         }
         self.shed.set(self.now());
+        self.pipes.shed();
         self.known.borrow().endpoints.values().for_each(|endpoint| endpoint.shed());
     }
 
@@ -460,6 +466,7 @@ impl Worker {
                 self.counters.upstream_stale.add(closed);
             }
         }
+        self.pipes.ask_again();
         let mut known = self.known.borrow_mut();
         known.forget();
         known.endpoints.values().for_each(|endpoint| endpoint.shrink());

@@ -38,6 +38,7 @@ mod reload;
 mod retries;
 mod routing;
 mod slow;
+mod splicing;
 mod status;
 mod support;
 mod systemd;
