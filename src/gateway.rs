@@ -49,7 +49,8 @@ const LOG_FLUSH_MAX: Duration = Duration::from_secs(2);
 pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let events = Arc::new(events::init(level(config.level), io::stderr().is_terminal())?);
     let workers = worker_count(config.server.workers);
-    let connections_max = connections_max(config.server.max_connections_per_worker, workers)?;
+    let descriptors = descriptors::raise_limit();
+    let connections_max = connections_max(config.server.max_connections_per_worker, descriptors, workers)?;
     let driver = driver(config.server.driver);
     let mut inherited = handover::inherit().context("cannot take the listening sockets over")?;
     let given = inherited.as_mut().and_then(|inherited| inherited.management.take());
@@ -98,6 +99,7 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
         listens_on_shared: is_shared,
         siblings_listen,
         connections_max,
+        pipes_max: descriptors::pipes_per_worker(descriptors, workers),
         limits: limits.clone(),
         redis: redis.clone(),
         token_key,
@@ -233,12 +235,11 @@ fn worker_count(workers: Workers) -> usize {
     }
 }
 
-/// How many clients each worker takes: what is `configured`, or what the descriptor limit allows.
+/// How many clients each worker takes: what is `configured`, or what a limit of so many `descriptors` allows.
 ///
 /// # Errors
 /// It does not even allow the workers themselves.
-fn connections_max(configured: u32, workers: usize) -> anyhow::Result<u32> {
-    let descriptors = descriptors::raise_limit();
+fn connections_max(configured: u32, descriptors: u64, workers: usize) -> anyhow::Result<u32> {
     let least = descriptors::least(workers);
     anyhow::ensure!(
         descriptors >= least,

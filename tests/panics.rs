@@ -58,6 +58,7 @@ fn a_panic_ends_its_own_connection_alone() {
         counters: Arc::clone(&counters),
         log: logs.pop().expect("one"),
         connections_max: 10,
+        pipes_max: 1,
         limits: SharedLimits::new(100),
         redis: None,
         token_key: [0; 16],

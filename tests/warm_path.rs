@@ -142,6 +142,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
         counters: Arc::new(Counters::new(&shape)),
         log: logs.pop().expect("one"),
         connections_max: 10,
+        pipes_max: 1,
         limits: SharedLimits::new(100),
         redis: None,
         token_key: [0; 16],

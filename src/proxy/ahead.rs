@@ -231,11 +231,20 @@ mod tests {
         on_both(async |mut socket, mut peer| {
             let tcp = socket.reader.ahead().tcp().expect("TCP");
             tcp.writable().await.expect("open");
-            let says = std::thread::spawn(move || peer.write_all(b"one").map(|()| peer));
-            tcp.readable().await.expect("open");
-            let (result, buf) = socket.reader.read(Vec::with_capacity(16)).await;
-            assert_eq!((result.expect("open"), &buf[..]), (3, &b"one"[..]));
-            drop(says.join().expect("no panic").expect("open"));
+            for word in [b"one", b"two"] {
+                let mut readable = std::pin::pin!(tcp.readable());
+                for _ in 0..10 {
+                    let early = readable.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    assert!(early.is_pending(), "nothing has come");
+                    turn().await;
+                }
+                peer.write_all(word).expect("open");
+                readable.await.expect("open");
+                assert!(!socket.is_quiet());
+                let (result, buf) = socket.reader.read(Vec::with_capacity(16)).await;
+                assert_eq!((result.expect("open"), &buf[..]), (3, &word[..]));
+            }
+            drop(peer);
             tcp.readable().await.expect("an end");
             let (result, _) = socket.reader.read(Vec::with_capacity(16)).await;
             assert_eq!(result.expect("an orderly end"), 0);

@@ -20,7 +20,7 @@ use super::connection::Client;
 use super::failure::Failure;
 use super::reply::{self, Ended};
 use super::socket::{Reader, Socket, Tcp, Writer};
-use super::splice::{Broken, Pipe, SLOW_BYTES, SPLICED_MIN};
+use super::splice::{Pipe, SLOW_BYTES, SPLICED_MIN};
 use super::transaction::Transaction;
 use super::watch::{Millis, Watch, Watched};
 use super::worker::Worker;
@@ -276,10 +276,17 @@ impl Download<'_, '_> {
             // A sender that fills the buffer has much to say.
             let left = self.decoder.remaining();
             if read == room
-                && let Some((from, pipe, to)) = self.pipe(left)
+                && let Some((pipe, to)) = self.pipe(left)
             {
+                if place.take().is_some() {
+                    worker.buffers.give(std::mem::replace(&mut buf, worker.buffers.large()));
+                }
                 // Rare and large, so kept out of the connection's own future.
-                Box::pin(self.splice(from, pipe, to)).await?;
+                Box::pin(self.splice(pipe, to)).await?;
+                // Where it goes on, a large buffer has to be filled before it comes back here.
+                if !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
+                    self.tx.scratch.inbound = std::mem::replace(&mut buf, worker.buffers.large());
+                }
                 read = 0;
                 continue;
             }
@@ -335,32 +342,27 @@ impl Download<'_, '_> {
 
     /// A pipe for a body of which `left` bytes are to come, if that is known: where it is long, goes from TCP to TCP as it is, and
     /// there is one.
-    fn pipe(&self, left: Option<u64>) -> Option<(Tcp, Pipe, Tcp)> {
-        if left.is_none_or(|left| left < SPLICED_MIN) {
+    fn pipe(&self, left: Option<u64>) -> Option<(Pipe, Tcp)> {
+        if left.is_none_or(|left| left < SPLICED_MIN) || self.from.tcp().is_none() {
             return None;
         }
-        let (from, to) = (self.from.tcp()?, self.to.tcp()?);
-        Some((from, self.tx.worker.pipes.take()?, to))
+        let to = self.to.tcp()?;
+        Some((self.tx.worker.pipes.take()?, to))
     }
 
     /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the upstream: what that is,
     /// the next read finds.
-    async fn splice(&mut self, from: Tcp, mut pipe: Pipe, to: Tcp) -> Result<(), Failure> {
+    async fn splice(&mut self, mut pipe: Pipe, to: Tcp) -> Result<(), Failure> {
         let worker = Rc::clone(&self.tx.worker);
         let idle_body = self.tx.timeouts().idle_body;
         let mut turns = 0;
         let mut is_fast = true;
         while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
             worker.share(&mut turns).await;
-            self.from_watch.read_until(worker.after(idle_body), Deadline::IdleBody);
-            self.to_watch.keep_waiting(worker.now());
-            let readable = from.readable().await;
-            self.from_watch.read_done();
-            self.to_watch.stop_waiting();
-            if readable.is_err() {
+            let filled = self.fill(&mut pipe, left, idle_body).await;
+            if filled == 0 {
                 break;
             }
-            let Ok(filled @ 1..) = pipe.fill(from.as_fd(), left) else { break };
             is_fast = filled >= SLOW_BYTES;
             self.decoder.skip(filled as u64);
             self.tx.bytes_out += filled as u64;
@@ -368,11 +370,23 @@ impl Download<'_, '_> {
                 seat.hand_on(Vec::new());
             }
             self.read_ahead(false);
-            let patience = worker.patience(self.to_watch, idle_body);
-            let emptied = pipe.empty(&to, patience).await;
-            emptied.map_err(|Broken| self.to_watch.ending(Failure::ClientGone))?;
+            if !pipe.empty(&to, worker.patience(self.to_watch, idle_body)).await {
+                return Err(self.to_watch.ending(Failure::ClientGone));
+            }
         }
         Ok(())
+    }
+
+    /// Waits for the upstream, and takes what has come into `pipe`, at most `left` bytes; 0 as for [`Pipe::fill`].
+    async fn fill(&mut self, pipe: &mut Pipe, left: u64, idle_body: Duration) -> usize {
+        // Not for longer than this: others may have the connection, or nobody, while the client takes the last of it in.
+        let Some(from) = self.from.tcp() else { return 0 };
+        self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
+        self.to_watch.keep_waiting(self.tx.worker.now());
+        let readable = from.readable().await;
+        self.from_watch.read_done();
+        self.to_watch.stop_waiting();
+        if readable.is_ok() { pipe.fill(from.as_fd(), left) } else { 0 }
     }
 
     /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection

@@ -8,6 +8,8 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::splice::PIPES_MAX;
+
 /// What the process itself may need: rings, listeners, the control plane's sockets, files being read.
 const OWN: u64 = 64;
 const OWN_PER_WORKER: u64 = 16;
@@ -39,9 +41,18 @@ pub fn least(workers: usize) -> u64 {
 /// How many clients each of `workers` workers can have when the process may have `limit` descriptors: three quarters of
 /// what it does not need itself. The others are for upstreams.
 pub fn clients_per_worker(limit: u64, workers: usize) -> u32 {
-    let workers = workers as u64;
-    let left = limit.saturating_sub(OWN + OWN_PER_WORKER * workers);
-    u32::try_from(left / 4 * 3 / workers).unwrap_or(u32::MAX).max(1)
+    u32::try_from(left(limit, workers) / 4 * 3 / workers as u64).unwrap_or(u32::MAX).max(1)
+}
+
+/// How many pipes for long bodies each of them can have, with two descriptors each: up to a quarter of what is for upstreams.
+pub fn pipes_per_worker(limit: u64, workers: usize) -> usize {
+    let possible = left(limit, workers) / 16 / 2 / workers as u64;
+    usize::try_from(possible).map_or(PIPES_MAX, |possible| possible.min(PIPES_MAX))
+}
+
+/// How many the process does not need itself.
+fn left(limit: u64, workers: usize) -> u64 {
+    limit.saturating_sub(OWN + OWN_PER_WORKER * workers as u64)
 }
 
 #[cfg(test)]
@@ -55,5 +66,13 @@ mod tests {
         assert_eq!(clients_per_worker(256, 2), 60);
         assert_eq!(clients_per_worker(u64::MAX, 4), u32::MAX);
         assert_eq!(clients_per_worker(10, 4), 1);
+    }
+
+    #[test]
+    fn pipes_take_a_quarter_of_that() {
+        assert_eq!(pipes_per_worker(20_000, 1), 64);
+        assert_eq!(pipes_per_worker(1_024, 4), 7);
+        assert_eq!(pipes_per_worker(u64::MAX, 4), 64);
+        assert_eq!(pipes_per_worker(10, 4), 0);
     }
 }

@@ -65,6 +65,8 @@ pub struct Parts {
     pub siblings_listen: bool,
     /// The most client connections.
     pub connections_max: u32,
+    /// The most pipes for long bodies.
+    pub pipes_max: usize,
     /// What all workers share of their rate limits.
     pub limits: SharedLimits,
     /// The ledger in Redis, where there is one.
@@ -215,7 +217,7 @@ impl Worker {
             limiter: Rc::new(limiter),
             tokens: RefCell::new(Cache::new(TOKENS_MAX, parts.token_key)),
             buffers: Buffers::new(loaded.snapshot.limits.header_bytes),
-            pipes: Pipes::new(driver == IO_URING),
+            pipes: Pipes::new(parts.pipes_max, driver == IO_URING),
             lanes: RefCell::default(),
             batches: Rc::default(),
             random: RefCell::new(fastrand::Rng::new()),
@@ -466,7 +468,7 @@ impl Worker {
                 self.counters.upstream_stale.add(closed);
             }
         }
-        self.pipes.ask_again();
+        self.pipes.tidy(now);
         let mut known = self.known.borrow_mut();
         known.forget();
         known.endpoints.values().for_each(|endpoint| endpoint.shrink());

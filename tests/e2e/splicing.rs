@@ -246,6 +246,41 @@ fn a_body_comes_in_while_another_goes_out() {
 }
 
 #[test]
+fn an_answer_that_slows_down_and_hurries_again_comes_whole() {
+    const PIECES: usize = 20;
+    const PIECE: usize = 5_000;
+    const ALL: usize = SHORT + PIECES * PIECE + SHORT;
+    for driver in DRIVERS {
+        let backend = Backend::start(|connection| {
+            connection.head()?;
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {ALL}\r\n\r\n"))?;
+            connection.send(pattern(0, SHORT))?;
+            for at in 0..PIECES {
+                // The client has all that came before.
+                connection.take(1)?;
+                connection.send(pattern((SHORT + at * PIECE) as u64, PIECE))?;
+            }
+            connection.take(1)?;
+            connection.send(pattern((ALL - SHORT) as u64, SHORT))
+        });
+        let gateway = gateway_on(driver, &backend, "");
+        let mut client = gateway.connect();
+        let length = PIECES + 1;
+        client.send(format!("POST /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: slow\r\nContent-Length: {length}\r\n\r\n"));
+        client.head();
+        let mut check = PatternCheck::default();
+        check.take(&client.take(SHORT).expect("what comes fast"));
+        for _ in 0..PIECES {
+            client.send("x");
+            check.take(&client.take(PIECE).expect("a small piece"));
+        }
+        client.send("x");
+        check.take(&client.take(SHORT).expect("the rest"));
+        assert_eq!(gateway.logged("slow")["bytes_out"], ALL, "{driver}");
+    }
+}
+
+#[test]
 fn what_is_chunked_or_short_needs_no_pipe() {
     for driver in DRIVERS {
         let backend = Backend::start(|connection| {
