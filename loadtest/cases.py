@@ -259,7 +259,7 @@ CASES = {
     "events": Case(f"Server-Sent Events, {EVENT_STREAMS} streams of {1_000_000 // EVENT_EVERY_US} a second", events(
         {"ringway": peers.ringway, "nginx": peers.nginx_unbuffered, "haproxy": peers.haproxy, "pingora": peers.pingora, "caddy": peers.caddy})),
     **{f"health-{count}": Case(f"/health, answered locally, {count} connections", closed_loop(LOCAL, Load(count, "/health")),
-                               (Target("ringway", "nginx", 0.95),)) for count in (64, 256)},
+                               (Target("ringway", "nginx", 0.95), Target("ringway, bare", "nginx", 0.95))) for count in (64, 256)},
     "idle": Case("10,000 idle connections", idle(SERVERS, 10_000), ()),
     "steady": Case("60 % of saturation, open loop", open_loop(STEADY, times=OPEN_LOOP_ROUNDS), (Target("ringway", "nginx", 1.0, "p99_us"),)),
     "steady-policy": Case("full policy, open loop", open_loop(STEADY_POLICY, SIGNED_IN)),
