@@ -171,7 +171,8 @@ impl Pipe {
     pub fn fill(&mut self, from: BorrowedFd<'_>, most: u64) -> usize {
         let most = usize::try_from(most).map_or(PIPE_BYTES, |most| most.min(PIPE_BYTES));
         let filled = splice(from, None, &self.ends.writer, None, most, SpliceFlags::NONBLOCK);
-        if let Err(Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) = filled {
+        // None of these is ever a connection's own error, which its peer could bring about.
+        if let Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) = filled {
             self.pipes.refused.set(Refused::ForGood);
         }
         let filled = filled.unwrap_or(0);
