@@ -16,15 +16,19 @@ impl Transaction<'_> {
     /// Joins the trace that the client named, by the part of its `traceparent` that every version has, or begins one.
     pub(super) fn join_trace(&mut self, known_part: Option<&[u8]>) {
         let out = &mut self.scratch.traceparent;
-        out.extend_from_slice(b"00");
         match known_part {
-            Some(known) => out.extend_from_slice(known),
+            Some(known) => {
+                out.extend_from_slice(b"00");
+                out.extend_from_slice(known);
+            }
             None => {
                 let mut random = self.worker.random.borrow_mut();
+                // Zero is no identity.
+                let (trace, parent) = (random.u128(..).max(1), random.u64(..).max(1));
+                out.extend_from_slice(b"00-");
+                push_hex(trace, 32, out);
                 out.push(b'-');
-                push_hex(random.u128(1..), 32, out);
-                out.push(b'-');
-                push_hex(u128::from(random.u64(1..)), 16, out);
+                push_hex(u128::from(parent), 16, out);
                 out.extend_from_slice(b"-01");
             }
         }
@@ -38,7 +42,7 @@ impl Transaction<'_> {
                 let mut record = spans.borrow_mut().record();
                 record.trace = trace;
                 record.parent = known_part.map_or(0, |_| trace_context::number(&out[PARENT_ID]) as SpanId);
-                record.span = self.worker.random.borrow_mut().u64(1..);
+                record.span = self.worker.random.borrow_mut().u64(..).max(1);
                 record.set_path(&self.scratch.target);
                 self.record = Some(record);
             } else if known_part.is_none() {
@@ -58,7 +62,7 @@ impl Transaction<'_> {
         let started = self.started();
         let Some(record) = &mut self.record else { return };
         let after_ns = nanos(now, started);
-        let span = self.worker.random.borrow_mut().u64(1..);
+        let span = self.worker.random.borrow_mut().u64(..).max(1);
         record.begin_attempt(span, endpoint, after_ns);
         let traceparent = &mut self.scratch.traceparent;
         traceparent.truncate(PARENT_ID.start);

@@ -179,13 +179,14 @@ impl<'a> Transaction<'a> {
 
     /// The identity alone, for a request whose head was not understood. `traceparent` is that of [`RequestHead`].
     pub fn identify_as(&mut self, request_id: Option<&[u8]>, traceparent: Option<&[u8]>) {
-        let mut random = self.worker.random.borrow_mut();
-        match request_id {
-            Some(id) => self.scratch.request_id.extend_from_slice(id),
-            None => push_hex(random.u128(..), 32, &mut self.scratch.request_id),
-        }
-        drop(random);
         self.join_trace(traceparent);
+        let out = &mut self.scratch.request_id;
+        match (request_id, traceparent) {
+            (Some(id), _) => out.extend_from_slice(id),
+            // A trace that begins here is this request's alone: one number to look for.
+            (None, None) => out.extend_from_slice(&self.scratch.traceparent[TRACE_ID]),
+            (None, Some(_)) => push_hex(self.worker.random.borrow_mut().u128(..), 32, out),
+        }
     }
 
     /// The request goes to the service with this index.

@@ -26,12 +26,28 @@ fn a_request_gets_its_names() {
     assert_eq!(sent.header("x-forwarded-host"), Some("a.example"));
     assert_eq!(sent.header("via"), Some("1.1 ringway"));
     let id = sent.header("x-request-id").expect("an id").to_owned();
-    assert!(id.len() >= 16, "{id}");
     let trace = sent.header("traceparent").expect("a trace").to_owned();
     assert!(trace.len() == 55 && trace.starts_with("00-"), "{trace}");
+    assert_eq!(id, trace[3..35], "one number to look for");
     let other = ask(&gateway, &backend, "");
     assert_ne!(other.header("x-request-id"), Some(id.as_str()));
     assert_ne!(other.header("traceparent"), Some(trace.as_str()));
+}
+
+#[test]
+fn requests_of_one_trace_have_names_of_their_own() {
+    let backend = Backend::answering(OK);
+    let gateway = gateway_to(&backend);
+    let id = || {
+        let sent = ask(&gateway, &backend, &format!("traceparent: {TRACE}\r\n"));
+        assert_eq!(sent.header("traceparent"), Some(TRACE));
+        sent.header("x-request-id").expect("an id").to_owned()
+    };
+    let ids = [id(), id(), TRACE[3..35].to_owned()];
+    assert!(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2], "{ids:?}");
+    let sent = ask(&gateway, &backend, "X-Request-Id: abc-123\r\n");
+    assert_eq!(sent.header("x-request-id"), Some("abc-123"));
+    assert!(sent.header("traceparent").is_some_and(|trace| trace.len() == 55));
 }
 
 #[test]
