@@ -6,8 +6,6 @@ use std::ops::Range;
 
 use memchr::memchr2;
 
-use super::request::HEADER_COUNT_MAX;
-
 /// A field that the gateway reads, owns or removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -55,8 +53,8 @@ impl Name {
 
 /// Classifies a field name; names are case-insensitive (RFC 9110, section 5.1).
 ///
-/// It is asked for each field of a message, and again for those that are special: length and first letter leave few candidates,
-/// which are compared without a branch for each letter.
+/// It is asked for each field of a message: length and first letter leave few candidates, which are compared without a branch for
+/// each letter.
 pub fn classify(name: &[u8]) -> Name {
     let Some(first) = name.first() else { return Name::Other };
     match (name.len(), first.to_ascii_lowercase()) {
@@ -97,10 +95,10 @@ pub fn classify(name: &[u8]) -> Name {
     }
 }
 
-/// Whether `name` is `known`, which is in lower case.
-fn is<const LENGTH: usize>(name: &[u8], known: &[u8; LENGTH]) -> bool {
-    <&[u8; LENGTH]>::try_from(name).is_ok_and(|name| {
-        let differences = name.iter().zip(known).map(|(byte, known)| byte.to_ascii_lowercase() ^ known);
+/// Whether `word` is `known` but for its case; `known` is in lower case.
+pub(super) fn is<const LENGTH: usize>(word: &[u8], known: &[u8; LENGTH]) -> bool {
+    <&[u8; LENGTH]>::try_from(word).is_ok_and(|word| {
+        let differences = word.iter().zip(known).map(|(byte, known)| byte.to_ascii_lowercase() ^ known);
         differences.fold(0, |all, one| all | one) == 0
     })
 }
@@ -247,21 +245,23 @@ impl HeadScan {
     }
 }
 
-/// The fields of a head that are [`Name::Other`], by their place: most are, and then nobody has to classify them again.
+/// What the first fields of a head are, by their place, so that nobody has to classify them again. Few heads have more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Others([u64; HEADER_COUNT_MAX / 64]);
+pub struct Kinds([Option<Name>; 32]);
 
-impl Others {
+impl Kinds {
     /// Classifies a field for the first time.
     pub fn classify(&mut self, place: usize, name: &[u8]) -> Name {
         let kind = classify(name);
-        self.0[place / 64] |= u64::from(kind == Name::Other) << (place % 64);
+        if let Some(known) = self.0.get_mut(place) {
+            *known = Some(kind);
+        }
         kind
     }
 
-    /// Classifies it again.
+    /// What [`Kinds::classify`] said of it, or would say.
     pub fn recall(&self, place: usize, name: &[u8]) -> Name {
-        if self.0[place / 64] >> (place % 64) & 1 == 1 { Name::Other } else { classify(name) }
+        self.0.get(place).copied().flatten().unwrap_or_else(|| classify(name))
     }
 }
 
@@ -344,6 +344,7 @@ pub fn push_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::request::HEADER_COUNT_MAX;
     use super::*;
 
     #[test]
@@ -391,13 +392,15 @@ mod tests {
     #[test]
     fn what_was_classified_is_recalled() {
         let names = |place: usize| if place.is_multiple_of(3) { "Via" } else { "Accept" };
-        let mut others = Others::default();
+        let mut kinds = Kinds::default();
         for place in 0..HEADER_COUNT_MAX {
-            assert_eq!(others.classify(place, names(place).as_bytes()), classify(names(place).as_bytes()));
+            assert_eq!(kinds.classify(place, names(place).as_bytes()), classify(names(place).as_bytes()));
         }
         for place in 0..HEADER_COUNT_MAX {
-            assert_eq!(others.recall(place, names(place).as_bytes()), classify(names(place).as_bytes()), "{place}");
+            assert_eq!(kinds.recall(place, names(place).as_bytes()), classify(names(place).as_bytes()), "{place}");
         }
+        assert_eq!(kinds.recall(0, b"Accept"), Name::Via, "asked again");
+        assert_eq!(Kinds::default().recall(0, b"Via"), Name::Via, "nobody has asked yet");
     }
 
     #[test]

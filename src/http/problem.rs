@@ -1,6 +1,6 @@
 //! Answers that the gateway makes itself: RFC 9457 problem documents, and small JSON bodies.
 
-use super::headers::push_field;
+use super::headers::push_line;
 use super::method::{Method, MethodSet};
 use super::request::Version;
 use super::response::{push_connection, push_status_line};
@@ -56,18 +56,18 @@ pub struct Addressee<'a> {
     pub persistent: bool,
     /// `X-Request-Id`.
     pub request_id: &'a [u8],
-    /// The path asked for, for `instance`.
-    pub path: &'a [u8],
+    /// The target asked for, whose path is shown as `instance`.
+    pub target: &'a [u8],
     /// `Date`.
-    pub date: &'a [u8],
+    pub date: &'a [u8; 29],
     /// What else the answer says, as whole lines.
     pub fields: &'a [u8],
 }
 
 /// Writes a whole answer with a problem document; says how many bytes of body that has.
 pub fn write(problem: &Problem, to: &Addressee<'_>, out: &mut Vec<u8>) -> usize {
-    let mut fields = Vec::new();
-    push_field(b"X-Gateway-Error", problem.reason.as_bytes(), &mut fields);
+    let mut fields = Vec::with_capacity(128);
+    push_line(b"X-Gateway-Error: ", problem.reason.as_bytes(), &mut fields);
     if let Some(methods) = problem.allow {
         fields.extend_from_slice(b"Allow: ");
         for (index, method) in methods.named().enumerate() {
@@ -91,7 +91,8 @@ pub fn write(problem: &Problem, to: &Addressee<'_>, out: &mut Vec<u8>) -> usize 
     body.extend_from_slice(b",\"detail\":");
     push_json_string(problem.detail.as_bytes(), &mut body);
     body.extend_from_slice(b",\"instance\":");
-    push_json_string(to.path, &mut body);
+    let path = to.target.split(|&byte| byte == b'?').next().unwrap_or_default();
+    push_json_string(path, &mut body);
     body.extend_from_slice(b",\"reason\":");
     push_json_string(problem.reason.as_bytes(), &mut body);
     body.extend_from_slice(b",\"request_id\":");
@@ -111,9 +112,8 @@ pub fn write_answer(
     out: &mut Vec<u8>,
 ) -> usize {
     push_status_line(status, reason_phrase(status), out);
-    push_field(b"Date", to.date, out);
-    push_field(b"Server", b"ringway", out);
-    push_field(b"X-Request-Id", to.request_id, out);
+    push_line(b"Date: ", to.date, out);
+    push_line(b"Server: ringway\r\nX-Request-Id: ", to.request_id, out);
     out.extend_from_slice(to.fields);
     out.extend_from_slice(fields);
     push_connection(to.version, to.persistent, out);
@@ -121,9 +121,8 @@ pub fn write_answer(
         out.extend_from_slice(b"\r\n");
         return 0;
     }
-    push_field(b"Content-Type", content_type, out);
-    push_field(b"Cache-Control", b"no-store", out);
-    out.extend_from_slice(b"Content-Length: ");
+    push_line(b"Content-Type: ", content_type, out);
+    out.extend_from_slice(b"Cache-Control: no-store\r\nContent-Length: ");
     push_decimal(body.len() as u64, out);
     out.extend_from_slice(b"\r\n\r\n");
     if to.method == Method::Head {

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 pub use write::{Forwarding, replace_host, write};
 
 use super::body::Framing;
-use super::headers::{self, HeadScan, Name, Others, TransferCoding, classify};
+use super::headers::{self, HeadScan, Kinds, Name, TransferCoding, classify};
 use super::method::{Method, MethodSet};
 use super::problem::Problem;
 use super::trace_context;
@@ -80,7 +80,7 @@ pub struct RequestHead<'a> {
     pub credentials: Credentials<'a>,
     /// The fields, in the order they came in.
     pub fields: &'a [httparse::Header<'a>],
-    others: Others,
+    kinds: Kinds,
     /// The head as it was sent.
     pub bytes: &'a [u8],
 }
@@ -249,7 +249,7 @@ pub fn parse<'a>(
         traceparent: None,
         credentials: Credentials::default(),
         fields: request.headers,
-        others: Others::default(),
+        kinds: Kinds::default(),
         bytes,
     };
     head.read_fields()?;
@@ -284,7 +284,7 @@ impl<'a> RequestHead<'a> {
         let mut closes = false;
         for (place, field) in self.fields.iter().enumerate() {
             let value = field.value;
-            match self.others.classify(place, field.name.as_bytes()) {
+            match self.kinds.classify(place, field.name.as_bytes()) {
                 Name::Host if host.is_some() || !is_authority(value) => return Err(RequestError::Host),
                 Name::Host => host = Some(value),
                 Name::ContentLength if length.is_some() => return Err(RequestError::ContentLength),
@@ -299,6 +299,9 @@ impl<'a> RequestHead<'a> {
                 Name::Expect if self.version == Version::Http10 => {}
                 Name::Expect if value.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
                 Name::Expect => return Err(RequestError::Expectation),
+                // Most say one word.
+                Name::Connection if headers::is(value, b"keep-alive") => self.persistent = true,
+                Name::Connection if headers::is(value, b"close") => closes = true,
                 Name::Connection => {
                     for option in headers::list(value) {
                         match option {
@@ -431,12 +434,16 @@ fn is_authority(value: &[u8]) -> bool {
             }
             None => return false,
         },
-        _ => match value.iter().position(|&byte| byte == b':') {
-            Some(colon) => (&value[..colon], Some(&value[colon + 1..])),
-            None => (value, None),
-        },
+        _ => {
+            let end = value.iter().position(|&byte| !IS_HOST[usize::from(byte)]).unwrap_or(value.len());
+            match &value[end..] {
+                [] => (value, None),
+                [b':', port @ ..] => (&value[..end], Some(port)),
+                _ => return false,
+            }
+        }
     };
-    !host.is_empty() && host.len() <= 255 && host.iter().all(|&byte| IS_HOST[usize::from(byte)]) && is_port(port)
+    !host.is_empty() && host.len() <= 255 && is_port(port)
 }
 
 /// The bytes of a registered name or an IPv4 address (RFC 3986, section 3.2.2).

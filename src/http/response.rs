@@ -4,7 +4,7 @@
 //! client gets a 502, and the connection is dropped.
 
 use super::body::Framing;
-use super::headers::{self, FieldCopier, HeadScan, Name, Others, TransferCoding, classify, push_line};
+use super::headers::{self, FieldCopier, HeadScan, Kinds, Name, TransferCoding, classify, push_line};
 use super::method::Method;
 use super::request::{FieldStorage, HEADER_COUNT_MAX, Version};
 use super::text::push_decimal;
@@ -29,7 +29,7 @@ pub struct ResponseHead<'a> {
     content_length: Option<u64>,
     nominates: bool,
     fields: &'a [httparse::Header<'a>],
-    others: Others,
+    kinds: Kinds,
     /// The head as it was sent.
     pub bytes: &'a [u8],
 }
@@ -118,7 +118,7 @@ pub fn parse<'a>(
         content_length: None,
         nominates: false,
         fields: response.headers,
-        others: Others::default(),
+        kinds: Kinds::default(),
         bytes,
     };
     head.read_fields(asked)?;
@@ -130,7 +130,7 @@ impl ResponseHead<'_> {
         let mut coding = None;
         let mut closes = false;
         for (place, field) in self.fields.iter().enumerate() {
-            match self.others.classify(place, field.name.as_bytes()) {
+            match self.kinds.classify(place, field.name.as_bytes()) {
                 Name::ContentLength => {
                     let length = headers::content_length(field.value).ok_or(ResponseError::Framing)?;
                     if self.content_length.replace(length).is_some_and(|earlier| earlier != length) {
@@ -141,6 +141,9 @@ impl ResponseHead<'_> {
                     (None, TransferCoding::Chunked) if self.version == Version::Http11 => coding = Some(()),
                     _ => return Err(ResponseError::Framing),
                 },
+                // Most say one word.
+                Name::Connection if headers::is(field.value, b"keep-alive") => self.persistent = true,
+                Name::Connection if headers::is(field.value, b"close") => closes = true,
                 Name::Connection => {
                     for option in headers::list(field.value) {
                         match option {
@@ -188,7 +191,7 @@ pub struct Returning<'a> {
     /// `X-Request-Id`.
     pub request_id: &'a [u8],
     /// `Date`, for an answer that came without one (RFC 9110, section 6.6.1).
-    pub date: &'a [u8],
+    pub date: &'a [u8; 29],
     /// What the gateway adds of its own, as whole lines.
     pub fields: &'a [u8],
     /// Which of the upstream's fields they replace.
@@ -210,7 +213,7 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
     let mut has_date = false;
     let mut copier = FieldCopier::new(head.bytes);
     for (place, field) in head.fields.iter().enumerate() {
-        match head.others.recall(place, field.name.as_bytes()) {
+        match head.kinds.recall(place, field.name.as_bytes()) {
             Name::Date => {
                 has_date = true;
                 copier.push(field, out);
@@ -262,11 +265,11 @@ pub fn write(head: &ResponseHead<'_>, returning: &Returning<'_>, out: &mut Vec<u
     out.extend_from_slice(b"\r\n");
 }
 
-/// `HTTP/1.1 200 OK` and a line end.
+/// `HTTP/1.1 200 OK` and a line end; `status` from 100 to 999.
 pub fn push_status_line(status: u16, reason: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    push_decimal(u64::from(status), out);
-    out.push(b' ');
+    debug_assert!((100..1000).contains(&status), "a status has three digits");
+    let [hundreds, tens, ones] = [status / 100, status / 10, status].map(|part| b'0' + (part % 10) as u8);
+    out.extend_from_slice(&[b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', hundreds, tens, ones, b' ']);
     out.extend_from_slice(reason.as_bytes());
     out.extend_from_slice(b"\r\n");
 }

@@ -252,7 +252,7 @@ fn written(parsed: &ResponseHead<'_>) -> (Framing, bool, Vec<u8>) {
         persistent: true,
         from_gateway: false,
         request_id: b"id",
-        date: b"now",
+        date: b"Sun, 06 Nov 1994 08:49:37 GMT",
         fields: b"",
         replaces: Replaces::default(),
     };
@@ -266,6 +266,28 @@ const HEAD: Asked = Asked { method: Method::Head, upgrade: false };
 const UPGRADE: Asked = Asked { method: Method::Get, upgrade: true };
 
 #[test]
+fn a_host_is_a_name_or_an_address_and_may_have_a_port() {
+    let accepted = |host: &str| {
+        let read = forwarded(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+        assert!(matches!(read, Ok(Some(_)) | Err(RequestError::Host)), "{host}: {read:?}");
+        read.is_ok()
+    };
+    let longest = "a".repeat(255);
+    for host in
+        ["a", "a.example:8080", "a:", "a:65535", "A-b_c~%41", "192.0.2.1:80", "[::1]", "[2001:db8::7]:443", &longest]
+    {
+        assert!(accepted(host), "{host}");
+    }
+    let too_long = "a".repeat(256);
+    for host in [
+        "", ":80", "a:123456", "a:8:0", "a:8a", "a@b:80", "u:p@a", "a/b", "a b", "a,b c", "\u{e9}", "[::1", "[::1]x",
+        "[::1]:x", "[a]", &too_long,
+    ] {
+        assert!(!accepted(host), "{host}");
+    }
+}
+
+#[test]
 fn response_framing_follows_method_and_status() {
     let check = |asked: Asked, head: &str, framing: Framing, persistent: bool| {
         let (found, lives, _) = returned(head.as_bytes(), asked).expect("well-formed");
@@ -277,8 +299,13 @@ fn response_framing_follows_method_and_status() {
     check(GET, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Framing::Chunked, true);
     check(GET, "HTTP/1.1 200 OK\r\n\r\n", Framing::Close, false);
     check(GET, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), false);
+    check(GET, "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), false);
+    for both in ["Connection: close\r\nConnection: keep-alive\r\n", "Connection: keep-alive\r\nConnection: Close\r\n"] {
+        check(GET, &format!("HTTP/1.1 200 OK\r\n{both}Content-Length: 5\r\n\r\n"), Framing::Length(5), false);
+    }
     check(GET, "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), false);
     check(GET, "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), true);
+    check(GET, "HTTP/1.0 200 OK\r\nConnection: Keep-Alive, x\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), true);
     check(HEAD, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Framing::None, true);
     check(HEAD, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Framing::None, true);
     check(GET, "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Framing::None, true);
@@ -335,12 +362,12 @@ fn what_goes_to_the_client() {
     check(
         HEAD,
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
-        &format!("HTTP/1.1 200 OK\r\nDate: now\r\n{IDENTITY}Content-Length: 5\r\n\r\n"),
+        &format!("HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n{IDENTITY}Content-Length: 5\r\n\r\n"),
     );
     check(
         GET,
         "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
-        &format!("HTTP/1.1 204 No Content\r\nDate: now\r\n{IDENTITY}\r\n"),
+        &format!("HTTP/1.1 204 No Content\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n{IDENTITY}\r\n"),
     );
     check(
         UPGRADE,

@@ -5,7 +5,11 @@ use std::net::IpAddr;
 
 /// Appends `value` in decimal.
 pub fn push_decimal(value: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    // Many are counts of what is rare.
+    match value {
+        0..10 => out.push(b'0' + value as u8),
+        _ => out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes()),
+    }
 }
 
 /// Appends an address: `127.0.0.1`, or as RFC 5952 has it, without brackets.

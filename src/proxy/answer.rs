@@ -98,13 +98,12 @@ async fn send(
     out.clear();
     let body_bytes = {
         let mut clock = tx.worker.clock.borrow_mut();
-        let target = tx.scratch.target.as_slice();
         let addressee = Addressee {
             version: tx.version,
             method: tx.method,
             persistent: tx.persistent,
             request_id: &tx.scratch.request_id,
-            path: target.split(|&byte| byte == b'?').next().unwrap_or_default(),
+            target: &tx.scratch.target,
             date: clock.http_date(tx.worker.unix_ms_coarse()),
             fields: &tx.scratch.fields,
         };

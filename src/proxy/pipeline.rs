@@ -82,12 +82,14 @@ fn decide(
     let loaded = Rc::clone(&tx.loaded);
     let (before, behind) = buf.split_at_mut(at.end);
     let mut storage = [const { MaybeUninit::uninit() }; HEADER_COUNT_MAX];
-    let head = match request::parse(&before[at.start..], &mut storage, &loaded.snapshot.limits) {
+    let parsed = request::parse(&before[at.start..], &mut storage, &loaded.snapshot.limits);
+    // By reference, since a head is large.
+    let head = match &parsed {
         Ok(head) => head,
         Err(error) => {
             tx.identify_as(None, None);
             // In lines that two readers may tell apart differently nothing is looked for.
-            if error != RequestError::BareLineEnd {
+            if *error != RequestError::BareLineEnd {
                 guard::cross_origin_refused(tx, &before[at.start..]);
             }
             return Verdict::Answer(error.problem());
@@ -98,7 +100,7 @@ fn decide(
         let at = at.start..at.start + head.bytes.len();
         return decide(tx, client, buf, Ok(at));
     }
-    tx.identify(&head);
+    tx.identify(head);
     let trusted = &loaded.snapshot.trusted_proxies;
     let peer_is_trusted = client.peer.is_some_and(|peer| is_in(trusted, peer));
     if peer_is_trusted {
@@ -111,14 +113,14 @@ fn decide(
         Ok(decoded) => (decoded.data, decoded.consumed),
         Err(_) => {
             tx.persistent = false;
-            guard::cross_origin_early(tx, &head);
+            guard::cross_origin_early(tx, head);
             return Verdict::Answer(MALFORMED_BODY);
         }
     };
     tx.bytes_in = data as u64;
 
     let mut normal = take(&mut tx.scratch.path);
-    let verdict = stages(tx, &head, peer_is_trusted, client.peer, &mut normal);
+    let verdict = stages(tx, head, peer_is_trusted, client.peer, &mut normal);
     tx.scratch.path = normal;
     let verdict = match verdict {
         Ok(asked) => {

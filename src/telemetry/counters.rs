@@ -358,7 +358,7 @@ impl Counters {
             self.series_dropped.add(1);
             table.other()
         });
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into());
         let bucket = self.bounds.partition_point(|&bound| bound < nanos);
         let row = table.at(place);
         row[0].add(nanos);

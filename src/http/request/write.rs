@@ -60,7 +60,7 @@ pub fn write(head: &RequestHead<'_>, forwarding: &Forwarding<'_>, out: &mut Vec<
     let mut copier = FieldCopier::new(head.bytes);
     for (place, field) in head.fields.iter().enumerate() {
         let name = field.name.as_bytes();
-        match head.others.recall(place, name) {
+        match head.kinds.recall(place, name) {
             kind if kind.is_end_to_end() && head.nominates && headers::is_nominated(head.fields, field.name) => {}
             Name::Authorization | Name::ApiKey if !forwarding.with_credentials => {}
             kind if kind.is_end_to_end() => copier.push(field, out),

@@ -37,7 +37,7 @@ pub(super) struct Line<'o, const JSON: bool> {
 
 impl<'o, const JSON: bool> Line<'o, JSON> {
     /// Begins a line with the moment that it tells of.
-    pub(super) fn begin(timestamp: &[u8], out: &'o mut Vec<u8>) -> Self {
+    pub(super) fn begin(timestamp: &[u8; 24], out: &'o mut Vec<u8>) -> Self {
         out.extend_from_slice(if JSON { b"{\"ts\":\"" } else { b"ts=" });
         out.extend_from_slice(timestamp);
         let mut line = Line { out };
@@ -64,13 +64,23 @@ impl<'o, const JSON: bool> Line<'o, JSON> {
     }
 
     /// Any bytes; none at all leave the field out.
+    #[inline(always)] // the key's length is known then
     pub(super) fn string(&mut self, key: Key, value: &[u8]) {
-        self.escaped(key, value, FIELD_MAX, &[]);
+        if !value.is_empty() {
+            self.string_key(key);
+            self.escaped(value, FIELD_MAX, &[]);
+            self.quote();
+        }
     }
 
     /// A request target, with the query parameters named in `redact` masked.
+    #[inline(always)] // as above
     pub(super) fn target(&mut self, key: Key, value: &[u8], redact: &[Box<str>]) {
-        self.escaped(key, value, PATH_MAX, redact);
+        if !value.is_empty() {
+            self.string_key(key);
+            self.escaped(value, PATH_MAX, redact);
+            self.quote();
+        }
     }
 
     /// Pairs, separated by spaces; none at all leave the field out.
@@ -102,7 +112,11 @@ impl<'o, const JSON: bool> Line<'o, JSON> {
 
     pub(super) fn flag(&mut self, key: Key, value: bool) {
         self.key(key);
-        self.out.extend_from_slice(if value { b"true" } else { b"false" });
+        // Each by itself, so that its length is known.
+        match value {
+            true => self.out.extend_from_slice(b"true"),
+            false => self.out.extend_from_slice(b"false"),
+        }
     }
 
     pub(super) fn address(&mut self, key: Key, value: IpAddr) {
@@ -112,22 +126,19 @@ impl<'o, const JSON: bool> Line<'o, JSON> {
         self.quote();
     }
 
-    fn escaped(&mut self, key: Key, value: &[u8], length_max: usize, redact: &[Box<str>]) {
-        if value.is_empty() {
-            return;
-        }
-        self.key(key);
+    /// The inside of a JSON string; as text, with quotes where it needs them.
+    fn escaped(&mut self, value: &[u8], length_max: usize, redact: &[Box<str>]) {
         let shown = cut(value, length_max);
         let is_cut = shown.len() < value.len();
-        let quoted = JSON || is_cut || !shown.iter().all(|&byte| is_bare(byte));
-        if quoted {
+        let needs_quotes = !JSON && (is_cut || !shown.iter().all(|&byte| is_bare(byte)));
+        if needs_quotes {
             self.out.push(b'"');
         }
         redacted(shown, redact, |piece| push_escaped(piece, self.out));
         if is_cut {
             self.out.extend_from_slice("…".as_bytes());
         }
-        if quoted {
+        if needs_quotes {
             self.out.push(b'"');
         }
     }
@@ -166,28 +177,42 @@ fn is_bare(byte: u8) -> bool {
 }
 
 /// Whether a JSON string cannot hold `byte` as it is, or a terminal would act on it.
-const fn needs_care(byte: u8) -> bool {
+fn needs_care(byte: u8) -> bool {
     !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\')
 }
 
-/// [`needs_care`] of each byte.
-const NEEDS_CARE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = needs_care(byte as u8);
-        byte += 1;
+/// Whether no byte [needs care](needs_care): word by word, and the last word ends where `bytes` do, so that some may be looked at
+/// twice.
+fn is_plain(bytes: &[u8]) -> bool {
+    match bytes.len() {
+        8.. => {
+            let words = bytes.as_chunks().0.iter().chain(bytes.last_chunk()).map(|word| u64::from_le_bytes(*word));
+            words.fold(0, |any, word| any | care(word)) == 0
+        }
+        4.. => {
+            let half = |half: Option<&[u8; 4]>| u64::from(half.map_or(0, |half| u32::from_le_bytes(*half)));
+            care(half(bytes.first_chunk()) << 32 | half(bytes.last_chunk())) == 0
+        }
+        _ => bytes.iter().all(|&byte| !needs_care(byte)),
     }
-    table
-};
+}
+
+/// Not 0 when a byte of `word` [needs care](needs_care). Carries and borrows begin in such bytes alone, so that what they do to
+/// the next ones changes nothing (Bit Twiddling Hacks, "Determine if a word has a byte less than n").
+fn care(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let below_space = word.wrapping_sub(ONES * 0x20);
+    let delete = word.wrapping_add(ONES);
+    let quote = (word ^ (ONES * b'"' as u64)).wrapping_sub(ONES);
+    let backslash = (word ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
+    (word | below_space | delete | quote | backslash) & (ONES << 7)
+}
 
 /// Appends `bytes` as the inside of a JSON string (RFC 8259, section 7). What is not UTF-8 becomes U+FFFD; control
 /// characters, those beyond ASCII and the Unicode line separators too, are escaped.
 fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
-    // The usual case: blocks are looked at as a whole, without a branch for each byte.
-    let (blocks, rest) = bytes.as_chunks::<16>();
-    let is_odd = |block: &[u8; 16]| block.iter().fold(false, |any, &byte| any | needs_care(byte));
-    if !blocks.iter().any(is_odd) && !rest.iter().any(|&byte| NEEDS_CARE[usize::from(byte)]) {
+    // The usual case.
+    if is_plain(bytes) {
         return out.extend_from_slice(bytes);
     }
     let mut rest = bytes;
@@ -234,6 +259,31 @@ fn push_try(one: &super::Try<'_>, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_byte_is_looked_at() {
+        for length in 0..70 {
+            let plain = vec![b'~'; length];
+            assert!(is_plain(&plain), "{length}");
+            for at in 0..length {
+                for byte in 0..=255 {
+                    let mut bytes = plain.clone();
+                    bytes[at] = byte;
+                    assert_eq!(is_plain(&bytes), !needs_care(byte), "{byte:#x} at {at} of {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_carried_on_to_the_next_byte_changes_nothing() {
+        for fill in [b' ', b'~'] {
+            for (first, second) in (0..=255).flat_map(|first| (0..=255).map(move |second| (first, second))) {
+                let word = u64::from_le_bytes([first, second, fill, fill, fill, fill, fill, fill]);
+                assert_eq!(care(word) != 0, needs_care(first) || needs_care(second), "{first:#x} {second:#x}");
+            }
+        }
+    }
 
     #[test]
     fn a_cut_keeps_characters_whole() {

@@ -190,6 +190,9 @@ fn long_values_are_cut_and_marked() {
     let method = |method| parsed(&AccessRecord { method, ..BARE })["method"].as_str().expect("a string").to_owned();
     assert_eq!(method(&long[..FIELD_MAX]), "a".repeat(FIELD_MAX));
     assert_eq!(method(&long[..FIELD_MAX + 1]), "a".repeat(FIELD_MAX) + "…");
+    let text = |path| line(&AccessRecord { path, ..BARE }, LogFormat::Text);
+    assert!(text(&long[..PATH_MAX]).contains(&format!(" path={} ", "a".repeat(PATH_MAX))));
+    assert!(text(&long).contains(&format!(" path=\"{}…\" ", "a".repeat(PATH_MAX))), "what is cut has quotes");
 }
 
 #[test]

@@ -52,6 +52,10 @@ impl Table {
     pub(super) fn place(&self, key: u64) -> Option<usize> {
         let mask = self.keys.len() - 1;
         let first = home(key) & mask;
+        // The usual case.
+        if self.keys[first].load(Ordering::Relaxed) == key + 1 {
+            return Some(first);
+        }
         let mut vacant = None;
         for step in 0..=mask {
             let slot = (first + step) & mask;
