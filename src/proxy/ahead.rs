@@ -7,20 +7,18 @@
 //! The read has to outlive the request that begins it and serve the one that ends it, and a boxed future for each would be an
 //! allocation for each. So an upstream connection has one future for as long as it lives, which reads what it is told to.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::buffers::Place;
+use super::lane::{Desk, Lane};
 use super::socket::{Filled, Half, Tcp};
 
 /// The receiving direction of an upstream connection. A read that has begun goes on while nobody waits for it.
 pub struct Ahead {
-    future: Pin<Box<dyn Future<Output = Infallible>>>,
-    desk: Rc<Desk>,
+    lane: Lane<Order, Filled>,
     tcp: Option<Tcp>,
     state: State,
     /// Held by a read that no request waits for yet.
@@ -35,12 +33,8 @@ enum State {
     Ended(Filled),
 }
 
-/// Where buffers are handed in, each with how many bytes to read at most, and come back filled.
-#[derive(Default)]
-struct Desk {
-    order: Cell<Option<(Vec<u8>, usize)>>,
-    done: Cell<Option<Filled>>,
-}
+/// A buffer, and how many bytes to read into it at most.
+type Order = (Vec<u8>, usize);
 
 impl std::fmt::Debug for Ahead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -51,10 +45,8 @@ impl std::fmt::Debug for Ahead {
 impl Ahead {
     /// Reads from `half` from now on; no read has begun yet.
     pub fn new(half: Half) -> Ahead {
-        let desk = Rc::<Desk>::default();
         let tcp = half.tcp();
-        let future = Box::pin(work(half, Rc::clone(&desk)));
-        Ahead { future, desk, tcp, state: State::Quiet, place: None }
+        Ahead { lane: Lane::new(|desk| work(half, desk)), tcp, state: State::Quiet, place: None }
     }
 
     /// The connection, where it is TCP: for who reads from it otherwise, while no read has begun.
@@ -114,14 +106,13 @@ impl Ahead {
 
     fn order(&mut self, buf: Vec<u8>, most: usize) {
         assert!(!self.has_begun(), "of two reads at a time nobody knows which brings what");
-        self.desk.order.set(Some((buf, most)));
+        self.lane.begin((buf, most));
         self.state = State::Reading;
     }
 
     fn advance(&mut self, cx: &mut Context<'_>) {
-        let Poll::Pending = self.future.as_mut().poll(cx);
-        if let Some(done) = self.desk.done.take() {
-            self.state = State::Ended(done);
+        if let Poll::Ready(filled) = self.lane.poll(cx) {
+            self.state = State::Ended(filled);
         }
     }
 
@@ -137,11 +128,10 @@ impl Ahead {
     }
 }
 
-async fn work(mut half: Half, desk: Rc<Desk>) -> Infallible {
+async fn work(mut half: Half, desk: Rc<Desk<Order, Filled>>) -> Infallible {
     loop {
-        // Whoever hands an order in polls right after: no waker is needed.
-        let (buf, most) = poll_fn(|_| desk.order.take().map_or(Poll::Pending, Poll::Ready)).await;
-        desk.done.set(Some(half.read(buf, most).await));
+        let (buf, most) = desk.job().await;
+        desk.done(half.read(buf, most).await);
     }
 }
 

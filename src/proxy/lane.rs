@@ -1,7 +1,7 @@
-//! Where a request's future lives while it runs.
+//! Where a request's future lives while it runs, and whatever else does one job after another.
 //!
 //! The future of a request takes a few kilobytes, that of a connection which waits for one a few hundred bytes, and most
-//! connections wait. So the former is kept apart: a [`Lane`] is a boxed future that serves one request after another, for
+//! connections wait. So the former is kept apart: a [`Lane`] is a boxed future that does one job after another, here requests, for
 //! whichever connection borrows it, in a [`Scratch`] of its own. Nothing is allocated for a request, and an idle connection has
 //! no lane.
 
@@ -11,7 +11,7 @@ use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use super::connection::{Client, Next};
 use super::pipeline;
@@ -43,55 +43,73 @@ pub struct Done {
     pub next: Next,
 }
 
-/// A future that serves requests, one at a time.
-pub struct Lane {
+/// A future that does one job after another, by default one that serves requests.
+pub struct Lane<J = Job, D = Done> {
     future: Pin<Box<dyn Future<Output = Infallible>>>,
-    desk: Rc<Desk>,
+    desk: Rc<Desk<J, D>>,
 }
 
-impl std::fmt::Debug for Lane {
+impl<J, D> std::fmt::Debug for Lane<J, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lane").finish_non_exhaustive()
     }
 }
 
 /// Where jobs are handed in and results are picked up.
-#[derive(Default)]
-struct Desk {
-    job: Cell<Option<Job>>,
-    done: Cell<Option<Done>>,
+pub struct Desk<J, D> {
+    job: Cell<Option<J>>,
+    done: Cell<Option<D>>,
 }
 
-impl Lane {
-    /// A lane that waits for its first request.
-    pub fn new() -> Lane {
-        let desk = Rc::new(Desk::default());
-        let future = Box::pin(work(Rc::clone(&desk)));
-        Lane { future, desk }
+impl<J, D> Desk<J, D> {
+    /// The next job.
+    pub fn job(&self) -> impl Future<Output = J> {
+        // Whoever hands a job in polls the lane right after: no waker is needed.
+        poll_fn(|_| self.job.take().map_or(Poll::Pending, Poll::Ready))
     }
 
-    /// Serves `job`. When the future is dropped half-way, the lane must be dropped too: the request in it is over.
-    pub fn serve(&mut self, job: Job) -> impl Future<Output = Done> {
+    /// It is done.
+    pub fn done(&self, done: D) {
+        self.done.set(Some(done));
+    }
+}
+
+impl<J, D> Lane<J, D> {
+    /// A lane that waits for its first job, which `work` takes from the desk.
+    pub fn new<F: Future<Output = Infallible> + 'static>(work: impl FnOnce(Rc<Desk<J, D>>) -> F) -> Lane<J, D> {
+        let desk = Rc::new(Desk { job: Cell::new(None), done: Cell::new(None) });
+        Lane { future: Box::pin(work(Rc::clone(&desk))), desk }
+    }
+
+    /// Hands a job in; the one before is done. The lane is to be polled next.
+    pub fn begin(&mut self, job: J) {
         self.desk.job.set(Some(job));
-        poll_fn(|cx| {
-            let Poll::Pending = self.future.as_mut().poll(cx);
-            self.desk.done.take().map_or(Poll::Pending, Poll::Ready)
-        })
+    }
+
+    /// Goes on with the job.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<D> {
+        let Poll::Pending = self.future.as_mut().poll(cx);
+        self.desk.done.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Does `job`. When the future is dropped half-way, the lane must be dropped too: the job in it is over.
+    pub fn serve(&mut self, job: J) -> impl Future<Output = D> {
+        self.begin(job);
+        poll_fn(|cx| self.poll(cx))
     }
 }
 
 impl Default for Lane {
     fn default() -> Lane {
-        Lane::new()
+        Lane::new(work)
     }
 }
 
-async fn work(desk: Rc<Desk>) -> Infallible {
+async fn work(desk: Rc<Desk<Job, Done>>) -> Infallible {
     let mut scratch = Scratch::default();
     loop {
-        // Whoever hands a job in polls the lane right after: no waker is needed.
-        let mut job = poll_fn(|_| desk.job.take().map_or(Poll::Pending, Poll::Ready)).await;
+        let mut job = desk.job().await;
         let next = pipeline::serve(&job.worker, &mut job.client, &mut job.buf, job.head, &mut scratch).await;
-        desk.done.set(Some(Done { client: job.client, buf: job.buf, next }));
+        desk.done(Done { client: job.client, buf: job.buf, next });
     }
 }

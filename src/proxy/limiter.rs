@@ -10,24 +10,29 @@
 //! - An error that all orders would meet means that Redis is away: nobody waits for it until a probe of the worker's own has
 //!   been answered. An error of one order alone is the matter of those who wait for that one.
 
+mod held;
 mod line;
 mod proof;
+mod seat;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::hash::RandomState;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+pub use self::held::{Admission, Denial, Held, Subject};
+
+use self::held::Place;
 use self::line::{Line, Outcome};
 use self::proof::Proof;
+use self::seat::{Ordered, Seat};
 use super::ledger::{NoGrant, Pending, RedisLedger};
 use crate::policy::rate_limit::identity::{Identity, KeyHasher};
-use crate::policy::rate_limit::{KEYS_MAX, LIMITS_MAX, LeaseTable, Settled, Standing, Ticket, Token, Verdict};
+use crate::policy::rate_limit::{KEYS_MAX, LIMITS_MAX, LeaseTable, Settled, Ticket, Verdict};
 use crate::redis::ledger::MemoryLedger;
 use crate::snapshot::{OnError, RateLimit, RateLimitKey};
 use crate::telemetry::counters::{Counters, RateLimitMode};
@@ -115,70 +120,6 @@ pub struct Moment {
     pub instant: Instant,
     /// Microseconds since the Unix epoch.
     pub unix_us: u64,
-}
-
-/// Whom a request counts against.
-#[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
-    /// The verified user or API key.
-    pub identity: Option<Identity<'a>>,
-    /// The client's address.
-    pub ip: Identity<'a>,
-    /// The limit of the API key itself.
-    pub own: Option<Limit>,
-}
-
-/// What a request has of one of its limits.
-#[derive(Debug)]
-pub struct Held {
-    /// Which of the service's limits.
-    pub index: usize,
-    /// How many in how long.
-    pub limit: Limit,
-    /// Whether the limit is this process's share of the configured one already.
-    is_share: bool,
-    key: LimitKey,
-    place: Place,
-}
-
-#[derive(Debug)]
-enum Place {
-    /// It may pass.
-    Token(Token, Standing),
-    /// It waits.
-    Seat(Seat),
-    /// It may pass and holds nothing: Redis is away.
-    Passed,
-}
-
-impl Held {
-    /// Where the request stands under the limit; `None` while nobody counts.
-    pub fn standing(&self) -> Option<Standing> {
-        match self.place {
-            Place::Token(_, standing) => Some(standing),
-            Place::Seat(_) | Place::Passed => None,
-        }
-    }
-}
-
-/// What the limits say at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// It passes.
-    Pass,
-    /// It is refused.
-    Deny(Denial),
-    /// It waits for [`Limiter::wait`].
-    Wait,
-}
-
-/// A refusal. Nothing was taken for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Denial {
-    /// Which of the service's limits refused.
-    pub index: usize,
-    /// The earliest time that it can let somebody pass.
-    pub retry_after: Duration,
 }
 
 impl Limiter {
@@ -593,100 +534,4 @@ fn longer(known: Option<Denial>, other: Denial) -> Option<Denial> {
         Some(known) if known.retry_after >= other.retry_after => known,
         _ => other,
     })
-}
-
-/// An order on its way to Redis.
-#[derive(Debug)]
-struct Ordered {
-    pending: Pending,
-    key: LimitKey,
-    limit: Limit,
-    order: Order,
-    sent_at: Instant,
-    era: u32,
-    is_resent: bool,
-}
-
-impl Ordered {
-    /// Lets the order go on by itself.
-    fn detach(mut self, limiter: &Rc<Limiter>) {
-        let limiter = Rc::clone(limiter);
-        monoio::spawn(async move {
-            let grant = poll_fn(|cx| self.poll_grant(&limiter, cx)).await;
-            limiter.answered(&self, grant, Instant::now());
-        });
-    }
-
-    /// The answer, once it is there. A script that Redis has forgotten is sent along in a second try.
-    fn poll_grant(&mut self, limiter: &Limiter, cx: &mut Context<'_>) -> Poll<Result<Grant, NoGrant>> {
-        loop {
-            let grant = ready!(Pin::new(&mut self.pending).poll(cx));
-            let (Err(NoGrant::Forgotten), Some(redis), false) = (grant, &limiter.redis, self.is_resent) else {
-                return Poll::Ready(grant);
-            };
-            self.is_resent = true;
-            self.pending = match limiter.leases.borrow_mut().address(self.key) {
-                Some(address) => redis.order(address, &self.limit, &self.order, true),
-                None => Pending::failed(),
-            };
-        }
-    }
-}
-
-/// A waiting request's place. Left before the outcome was looked at, it gives back what it was to have.
-#[derive(Debug)]
-struct Seat {
-    limiter: Rc<Limiter>,
-    key: LimitKey,
-    ticket: Ticket,
-    at: usize,
-    /// The order that it sent for itself and for those that wait with it.
-    order: Option<Ordered>,
-}
-
-impl Seat {
-    /// Drives the order that was sent from here, which is settled for all who wait, and looks for the outcome; whether there
-    /// is one.
-    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let limiter = Rc::clone(&self.limiter);
-        if let Some(order) = &mut self.order
-            && let Poll::Ready(grant) = order.poll_grant(&limiter, cx)
-            && let Some(order) = self.order.take()
-        {
-            limiter.answered(&order, grant, Instant::now());
-        }
-        let mut line = limiter.line.borrow_mut();
-        let waiter = line.waiter(self.at);
-        match waiter.outcome {
-            Some(_) => true,
-            None => {
-                waiter.waker = Some(cx.waker().clone());
-                false
-            }
-        }
-    }
-
-    /// The outcome, which there must be; the request has it from now on.
-    fn take(&mut self) -> Outcome {
-        let mut line = self.limiter.line.borrow_mut();
-        let waiter = line.waiter(self.at);
-        waiter.taken = true;
-        waiter.outcome.take().unwrap_or(Outcome::Unanswered)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let waiter = self.limiter.line.borrow_mut().leave(self.key, self.at);
-        match waiter.outcome {
-            Some(Outcome::Admitted(token, _)) => {
-                self.limiter.leases.borrow_mut().refund(self.key, token, Instant::now());
-            }
-            None if !waiter.taken => self.limiter.leases.borrow_mut().cancel(self.key, self.ticket),
-            _ => {}
-        }
-        if let Some(order) = self.order.take() {
-            order.detach(&self.limiter);
-        }
-    }
 }

@@ -3,15 +3,15 @@
 //! - [`runtime`]: a worker's thread, its core, its ring.
 //! - [`accept`]: the listener, and how it closes without losing anybody.
 //! - [`connection`]: one client, request after request.
-//! - [`lane`]: where a request's future lives while it runs.
+//! - [`lane`]: where a request's future lives while it runs, and whatever else does one job after another.
 //! - [`pipeline`]: the stages of a request on one screen.
 //! - [`transaction`]: one request's record; its end counts and logs it, whatever the end was.
 //! - [`guard`]: the policies: who may pass, and how often.
 //! - [`limiter`]: rate limits, on the orders that [`ledger`] carries to Redis.
-//! - [`upstream`]: the exchange with an endpoint; [`reply`]: its answer; [`body`]: the bodies both ways; [`splice`]: long ones
-//!   without a copy; [`batch`]: requests that go out together; [`tunnel`]: after an upgrade.
+//! - [`upstream`]: the exchange with an endpoint; [`reply`]: its answer; [`body`], [`download`]: the bodies both ways;
+//!   [`splice`]: long ones without a copy; [`batch`]: requests that go out together; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
-//! - [`worker`]: what all connections of a core share; [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`]: its parts.
+//! - [`worker`]: what all connections of a core share; [`loaded`], [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`]: its parts.
 //! - [`attempt`]: which endpoint, and whether another one; [`usher`]: turns on epoll.
 //! - [`descriptors`]: how many connections there can be.
 
@@ -24,11 +24,13 @@ pub mod body;
 pub mod buffers;
 pub mod connection;
 pub mod descriptors;
+pub mod download;
 pub mod failure;
 pub mod guard;
 pub mod lane;
 pub mod ledger;
 pub mod limiter;
+pub mod loaded;
 pub mod pipeline;
 pub mod pool;
 pub mod reply;

@@ -4,7 +4,8 @@ use std::mem::{MaybeUninit, take};
 
 use super::attempt;
 use super::batch::Source;
-use super::body::{Download, Shared};
+use super::body::Shared;
+use super::download::Download;
 use super::failure::Failure;
 use super::socket::Writer;
 use super::transaction::Transaction;

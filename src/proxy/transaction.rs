@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::attempt::Tries;
 use super::limiter::Held;
+use super::loaded::{Loaded, ServiceState};
 use super::pool::EndpointState;
-use super::worker::{Loaded, ServiceState, Worker};
+use super::worker::Worker;
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;

@@ -1,7 +1,6 @@
 //! What the connections of one core share, and nothing else shares: snapshot, pools, buffers, clock, randomness, log.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,7 +10,7 @@ use super::buffers::Buffers;
 use super::lane::Lane;
 use super::ledger::RedisLedger;
 use super::limiter::{Limiter, Moment, SharedLimits};
-use super::pool::EndpointState;
+use super::loaded::{Known, Loaded};
 use super::runtime::IO_URING;
 use super::splice::Pipes;
 use super::usher::Usher;
@@ -19,14 +18,11 @@ use super::watch::{Millis, Patience, Registry, Side, Watch};
 use crate::policy::access_log::{AccessRecord, Clock};
 use crate::policy::auth::Cache;
 use crate::redis::client::Settings;
-use crate::snapshot::{self, EndpointId, OnError, Phase, Seam, Snapshot};
+use crate::snapshot::{OnError, Phase, Seam};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::log::LogSender;
 use crate::telemetry::spans::SpanSender;
-use crate::traffic::balance::Balancer;
 use crate::traffic::outlier;
-use crate::traffic::retry::RetryBudget;
-use crate::traffic::standing::{Health, Standing};
 
 /// Idle upstream connections are looked through once in so many milliseconds.
 const TIDY_EVERY: Millis = 1_000;
@@ -139,57 +135,6 @@ pub struct Worker {
     /// When idle upstream connections were closed for their descriptors, and which shortage that was for.
     shed: Cell<Millis>,
     shortage: Cell<u64>,
-}
-
-/// A snapshot with the state that belongs to it on this worker.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The snapshot.
-    pub snapshot: Arc<Snapshot>,
-    /// In the order of the snapshot's services.
-    pub services: Box<[ServiceState]>,
-}
-
-/// What goes on from one snapshot to the next.
-#[derive(Debug, Default)]
-struct Known {
-    endpoints: HashMap<EndpointId, Rc<EndpointState>>,
-    /// By the services' names.
-    services: HashMap<Box<str>, Rc<ServiceMemory>>,
-}
-
-impl Known {
-    /// Forgets what no snapshot in use names any more.
-    fn forget(&mut self) {
-        self.endpoints.retain(|_, state| Rc::strong_count(state) > 1);
-        self.services.retain(|_, memory| Rc::strong_count(memory) > 1);
-    }
-}
-
-/// A worker's side of a service: what outlives a snapshot.
-#[derive(Debug, Default)]
-pub struct ServiceMemory {
-    /// Requests under way to the service from this worker, whichever snapshot they began with.
-    pub in_flight: Cell<u32>,
-    /// How many retries there may be.
-    pub budget: RefCell<RetryBudget>,
-    /// Whether any endpoint may be out as an outlier.
-    pub has_ejected: Cell<bool>,
-    /// When its endpoints were compared last.
-    compared: Cell<Millis>,
-}
-
-/// A worker's side of a service.
-#[derive(Debug)]
-pub struct ServiceState {
-    /// Chooses an endpoint.
-    pub balancer: RefCell<Balancer>,
-    /// Which endpoints it may choose, by their health.
-    pub standing: Standing,
-    /// In the order of the snapshot's endpoints.
-    pub endpoints: Box<[Rc<EndpointState>]>,
-    /// What goes on from one snapshot to the next.
-    pub memory: Rc<ServiceMemory>,
 }
 
 impl Worker {
@@ -474,46 +419,6 @@ impl Worker {
         known.endpoints.values().for_each(|endpoint| endpoint.shrink());
         self.counters.forget_endpoints(|id| known.endpoints.contains_key(&id));
     }
-}
-
-impl Loaded {
-    /// `started` is when the coarse clock began.
-    fn new(snapshot: Arc<Snapshot>, known: &mut Known, started: Instant) -> Loaded {
-        // What the snapshot does not name again keeps no connection beyond those that are in use.
-        known.endpoints.values().for_each(|endpoint| endpoint.retire(true));
-        let services = snapshot
-            .services
-            .iter()
-            .map(|service| ServiceState {
-                balancer: RefCell::new(Balancer::new(
-                    service.load_balancing,
-                    service.endpoints.iter().map(|endpoint| endpoint.weight),
-                )),
-                standing: standing(service, started),
-                endpoints: service
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| {
-                        let state = known.endpoints.entry(endpoint.id).or_default();
-                        state.retire(false);
-                        Rc::clone(state)
-                    })
-                    .collect(),
-                memory: Rc::clone(known.services.entry(service.name.clone()).or_default()),
-            })
-            .collect();
-        known.endpoints.values().for_each(|endpoint| endpoint.close_if_retired());
-        Loaded { snapshot, services }
-    }
-}
-
-fn standing(service: &snapshot::Service, started: Instant) -> Standing {
-    let health = service.endpoints.iter().map(|endpoint| match endpoint.health {
-        snapshot::Health::Healthy => Health::Healthy,
-        snapshot::Health::Unhealthy => Health::Unhealthy,
-        snapshot::Health::Returned(at) => Health::Returned(at.saturating_duration_since(started).as_millis() as Millis),
-    });
-    Standing::new(health, service.health.panic_threshold, service.health.slow_start.as_millis() as Millis)
 }
 
 fn unix_time() -> Duration {

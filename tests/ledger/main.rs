@@ -2,9 +2,9 @@
 //! against an exact model. The script's time is handed in here, as its last argument; in service it is Redis's own.
 
 mod model;
-#[path = "../support/port.rs"]
-mod port;
 mod redis;
+#[path = "../support/redis.rs"]
+mod server;
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;

@@ -1,0 +1,225 @@
+//! An answer's body on its way.
+
+use std::mem::take;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::batch::{Seat, Source};
+use super::body::{CHUNK_CLOSE_BYTES, close_piece};
+use super::failure::Failure;
+use super::reply::{self, Ended};
+use super::socket::{Tcp, Writer};
+use super::splice::{Pipe, SLOW_BYTES, SPLICED_MIN};
+use super::transaction::Transaction;
+use super::watch::{Watch, Watched};
+use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing};
+use crate::telemetry::counters::Deadline;
+
+/// The answer's body, from upstream to client.
+#[derive(Debug)]
+pub struct Download<'a, 's> {
+    /// The request's record; the client's head stands in its scratch's `out`.
+    pub tx: &'a mut Transaction<'s>,
+    /// The upstream.
+    pub from: Source<'a>,
+    /// The upstream's deadlines.
+    pub from_watch: &'a Watch,
+    /// The client.
+    pub to: &'a mut Writer,
+    /// The client's deadlines.
+    pub to_watch: &'a Watched,
+    /// How the body goes to the client.
+    pub framing: Framing,
+    /// Where in the body the upstream is.
+    pub decoder: Decoder,
+    /// Whether the client takes trailers.
+    pub with_trailers: bool,
+    /// Whether the upstream's connection lives on after the answer.
+    pub upstream_persistent: bool,
+    /// See [`ResponseHead::bodiless`](crate::http::response::ResponseHead::bodiless).
+    pub bodiless: bool,
+    /// Whether it shows where the next answer begins, and that the upstream knows of such: one with a body, of HTTP/1.1.
+    pub pipelines: bool,
+}
+
+impl Download<'_, '_> {
+    /// Sends the head, and with it what of the body came with the upstream's head, which ends at `at` in `inbound`; then
+    /// passes on the rest.
+    ///
+    /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
+    pub async fn run(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<Ended, Failure> {
+        let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
+        let mut left_over = at + decoded.consumed < inbound.len();
+        let first = &inbound[at..at + decoded.data];
+        self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
+        self.tx.bytes_out += decoded.data as u64;
+        self.tx.answer_begun = true;
+        if let Some(seat) = self.hands_on() {
+            inbound.drain(..at + decoded.consumed);
+            seat.hand_on(take(inbound));
+            left_over = false;
+        } else {
+            self.read_ahead(left_over);
+        }
+        reply::pass(self.tx, self.to, self.to_watch).await?;
+
+        let idle_body = self.tx.timeouts().idle_body;
+        let mut buf = take(inbound);
+        let (mut read, mut room) = (buf.len(), buf.capacity());
+        let mut place = None;
+        let mut turns = 0;
+        while !self.decoder.is_done() {
+            let worker = Rc::clone(&self.tx.worker);
+            worker.share(&mut turns).await;
+            // A sender that fills the buffer has much to say.
+            let left = self.decoder.remaining();
+            if read == room
+                && let Some((pipe, to)) = self.pipe(left)
+            {
+                if place.take().is_some() {
+                    worker.buffers.give(std::mem::replace(&mut buf, worker.buffers.large()));
+                }
+                // Rare and large, so kept out of the connection's own future.
+                Box::pin(self.splice(pipe, to)).await?;
+                // Where it goes on, a large buffer has to be filled before it comes back here.
+                if !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
+                    self.tx.scratch.inbound = std::mem::replace(&mut buf, worker.buffers.large());
+                }
+                read = 0;
+                continue;
+            }
+            if self.tx.scratch.inbound.capacity() > 0 {
+                buf = worker.buffers.for_rest(buf, read, left, &mut place);
+            } else if read == room {
+                self.tx.scratch.inbound = std::mem::replace(&mut buf, worker.buffers.fast(left, &mut place));
+            }
+            buf.clear();
+            buf.resize(CHUNK_OPEN_BYTES, 0);
+            room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+            self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
+            self.to_watch.keep_waiting(self.tx.worker.now());
+            let (result, filled) = self.from.read(|| buf, room).await;
+            self.from_watch.read_done();
+            self.to_watch.stop_waiting();
+            buf = filled;
+            read = match result {
+                Ok(read) if read > 0 => read,
+                Ok(_) if self.decoder.ends_at_close() && !self.was_ended() => {
+                    self.decoder = Decoder::new(Framing::None);
+                    self.upstream_persistent = false;
+                    0
+                }
+                _ => return Err(self.from_watch.ending(Failure::UpstreamCut)),
+            };
+            let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::UpstreamBody)?;
+            let behind = &buf[CHUNK_OPEN_BYTES + decoded.consumed..];
+            if let Some(seat) = self.hands_on() {
+                let mut rest = if behind.is_empty() { Vec::new() } else { self.tx.worker.buffers.head() };
+                rest.extend_from_slice(behind);
+                seat.hand_on(rest);
+            } else {
+                left_over |= !behind.is_empty();
+            }
+            buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
+            self.tx.bytes_out += decoded.data as u64;
+            let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
+            let end = buf.len();
+            self.read_ahead(left_over);
+            let patience = self.tx.worker.patience(self.to_watch, idle_body);
+            let (result, written) = self.to.write(buf, start, end, patience).await;
+            buf = written;
+            result.map_err(|_| self.to_watch.ending(Failure::ClientGone))?;
+        }
+        if self.tx.scratch.inbound.capacity() == 0 {
+            self.tx.scratch.inbound = buf;
+        } else {
+            self.tx.worker.buffers.give(buf);
+        }
+        Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
+    }
+
+    /// A pipe for a body of which `left` bytes are to come, if that is known: where it is long, goes from TCP to TCP as it is, and
+    /// there is one.
+    fn pipe(&self, left: Option<u64>) -> Option<(Pipe, Tcp)> {
+        if left.is_none_or(|left| left < SPLICED_MIN) || self.from.tcp().is_none() {
+            return None;
+        }
+        let to = self.to.tcp()?;
+        Some((self.tx.worker.pipes.take()?, to))
+    }
+
+    /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the upstream: what that is,
+    /// the next read finds.
+    async fn splice(&mut self, mut pipe: Pipe, to: Tcp) -> Result<(), Failure> {
+        let worker = Rc::clone(&self.tx.worker);
+        let idle_body = self.tx.timeouts().idle_body;
+        let mut turns = 0;
+        let mut is_fast = true;
+        while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
+            worker.share(&mut turns).await;
+            let filled = self.fill(&mut pipe, left, idle_body).await;
+            if filled == 0 {
+                break;
+            }
+            is_fast = filled >= SLOW_BYTES;
+            self.decoder.skip(filled as u64);
+            self.tx.bytes_out += filled as u64;
+            if let Some(seat) = self.hands_on() {
+                seat.hand_on(Vec::new());
+            }
+            self.read_ahead(false);
+            if !pipe.empty(&to, worker.patience(self.to_watch, idle_body)).await {
+                return Err(self.to_watch.ending(Failure::ClientGone));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the upstream, and takes what has come into `pipe`, at most `left` bytes; 0 as for [`Pipe::fill`].
+    async fn fill(&mut self, pipe: &mut Pipe, left: u64, idle_body: Duration) -> usize {
+        // Not for longer than this: others may have the connection, or nobody, while the client takes the last of it in.
+        let Some(from) = self.from.tcp() else { return 0 };
+        self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
+        self.to_watch.keep_waiting(self.tx.worker.now());
+        let readable = from.readable().await;
+        self.from_watch.read_done();
+        self.to_watch.stop_waiting();
+        if readable.is_ok() { pipe.fill(from.as_fd(), left) } else { 0 }
+    }
+
+    /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection
+    /// does not go on, the others learn so as early as that is known.
+    fn hands_on(&self) -> Option<&Seat> {
+        let seat = self.from.followed()?;
+        if self.upstream_persistent && self.pipelines && !self.was_ended() {
+            return self.decoder.is_done().then_some(seat);
+        }
+        seat.dissolve();
+        if !self.pipelines
+            && let Some((_, state)) = self.tx.endpoint_state()
+        {
+            state.leave_alone(self.tx.worker.now());
+        }
+        None
+    }
+
+    /// Begins to read the connection's next answer, if it will have one and all of this one is there. Backends send bodies that
+    /// may not be there, after HEAD or with 304: such a connection is looked at before its next use instead.
+    fn read_ahead(&mut self, left_over: bool) {
+        if self.decoder.is_done()
+            && !self.bodiless
+            && self.upstream_persistent
+            && !left_over
+            && self.from.is_idle_next()
+            && let Some((buf, place)) = self.tx.worker.buffers.ahead()
+        {
+            self.from.read_ahead(buf, place);
+        }
+    }
+
+    /// Whether the end of the upstream's stream is the gateway's own doing.
+    fn was_ended(&self) -> bool {
+        self.from_watch.expired() || self.from_watch.stopped() || self.to_watch.peer_gone()
+    }
+}
