@@ -5,7 +5,7 @@
 //! before the connection is idle, so the driver has been asked since.
 //!
 //! The read has to outlive the request that begins it and serve the one that ends it, and a boxed future for each would be an
-//! allocation for each. So an upstream connection has one future for as long as it lives, which reads what it is told to.
+//! allocation for each. So an upstream connection has a [`Lane`] for as long as it lives, which reads what it is told to.
 
 use std::convert::Infallible;
 use std::future::poll_fn;

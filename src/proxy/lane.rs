@@ -1,9 +1,9 @@
 //! Where a request's future lives while it runs, and whatever else does one job after another.
 //!
 //! The future of a request takes a few kilobytes, that of a connection which waits for one a few hundred bytes, and most
-//! connections wait. So the former is kept apart: a [`Lane`] is a boxed future that does one job after another, here requests, for
+//! connections wait. So the former is kept apart: a [`Lane`] is a boxed future that serves one request after another, for
 //! whichever connection borrows it, in a [`Scratch`] of its own. Nothing is allocated for a request, and an idle connection has
-//! no lane.
+//! no lane. Reads [ahead](super::ahead) have lanes, too, which read.
 
 use std::cell::Cell;
 use std::convert::Infallible;

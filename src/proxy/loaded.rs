@@ -1,5 +1,5 @@
-//! A snapshot as one worker has it: with the worker's own side of each service and endpoint, of which what outlives the snapshot goes on
-//! to the next.
+//! A snapshot as one worker has it: with its own side of each service and endpoint, of which what outlives the snapshot goes
+//! on to the next.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,11 +35,11 @@ impl RedisServer {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("ringway-redis-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         let password = args.windows(2).find(|pair| pair[0] == "--requirepass").map(|pair| pair[1].clone());
         // Somebody may take the port between its choice and its use; another one is chosen then.
         for _ in 0..10 {
+            std::fs::create_dir_all(&folder).expect("a folder");
             let port = free_port();
             let child = spawn(port, &folder, &args);
             let mut server =
@@ -127,8 +128,10 @@ impl RedisServer {
             if self.child.try_wait().expect("waited for").is_some() {
                 return false;
             }
-            // Another server on the port would have let ours end; one that still loads answers with an error.
-            if let Ok(mut connection) = RedisConnection::open(self.address())
+            // Ours has the port once it listens on its own Unix socket as well: before, another server may answer there. One that
+            // still loads answers with an error.
+            if UnixStream::connect(self.unix_path()).is_ok()
+                && let Ok(mut connection) = RedisConnection::open(self.address())
                 && connection.command(&["PING"]).starts_with(['+', '-'])
             {
                 return true;

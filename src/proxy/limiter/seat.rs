@@ -35,7 +35,7 @@ impl Ordered {
     }
 
     /// The answer, once it is there. A script that Redis has forgotten is sent along in a second try.
-    pub(super) fn poll_grant(&mut self, limiter: &Limiter, cx: &mut Context<'_>) -> Poll<Result<Grant, NoGrant>> {
+    fn poll_grant(&mut self, limiter: &Limiter, cx: &mut Context<'_>) -> Poll<Result<Grant, NoGrant>> {
         loop {
             let grant = ready!(Pin::new(&mut self.pending).poll(cx));
             let (Err(NoGrant::Forgotten), Some(redis), false) = (grant, &limiter.redis, self.is_resent) else {
