@@ -196,7 +196,7 @@ pub(super) fn limits(section: Section<'_>, base: &Limits) -> Limits {
     }
 }
 
-/// `[timeouts]` over `base`, as [`limits`].
+/// `[timeouts]` over `base`, as [`limits()`].
 pub(super) fn timeouts(section: Section<'_>, base: &Timeouts) -> Timeouts {
     let read = |key, default, range: RangeInclusive<Duration>| section.read(key, default, |node| node.duration(range));
     Timeouts {

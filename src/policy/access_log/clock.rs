@@ -77,7 +77,7 @@ struct Moment {
 }
 
 impl Moment {
-    /// Howard Hinnant's `civil_from_days` (https://howardhinnant.github.io/date_algorithms.html), for days from 1970 on. It
+    /// Howard Hinnant's `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>), for days from 1970 on. It
     /// counts years from March, so that the leap day is a year's last, and eras of 400 years, which are all of one length.
     fn of(unix_second: u64) -> Moment {
         let days = unix_second / 86_400 + 719_468; // since 0000-03-01
