@@ -16,7 +16,8 @@ use super::attempt::Progress;
 use super::connection::Client;
 use super::failure::Failure;
 use super::reply::Ended;
-use super::socket::{Reader, Socket, Writer};
+use super::socket::{Reader, Socket, Tcp, Writer};
+use super::splice::{Pipe, SLOW_BYTES};
 use super::transaction::Transaction;
 use super::watch::{Millis, Watched};
 use super::worker::Worker;
@@ -24,7 +25,7 @@ use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing, open_chunk};
 use crate::telemetry::counters::Deadline;
 
 /// Room that the end of a chunk and the last chunk need behind the data.
-pub(super) const CHUNK_CLOSE_BYTES: usize = 7;
+const CHUNK_CLOSE_BYTES: usize = 7;
 
 /// What the two directions of an exchange tell each other.
 #[derive(Debug)]
@@ -112,7 +113,17 @@ impl Upload<'_> {
         while !self.decoder.is_done() {
             self.worker.share(&mut turns).await;
             let (done, read) = self.piece(buf).await?;
-            buf = self.worker.buffers.for_rest(done, read, self.decoder.remaining(), &mut place);
+            // A sender that fills the buffer has much to say.
+            if read == room(&done)
+                && let Some((pipe, from, to)) = self.pipe()
+            {
+                place = None;
+                self.worker.buffers.give(done);
+                self.splice(pipe, &from, &to).await?;
+                buf = self.worker.buffers.large();
+            } else {
+                buf = self.worker.buffers.for_rest(done, read, self.decoder.remaining(), &mut place);
+            }
         }
         self.worker.buffers.give(buf);
         self.shared.upload_done.set(true);
@@ -128,7 +139,7 @@ impl Upload<'_> {
         buf.clear();
         buf.resize(CHUNK_OPEN_BYTES, 0);
         // Never beyond the end of a counted body; and of a chunked one so little that what follows it finds room.
-        let room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+        let room = room(&buf);
         let most = match self.decoder.remaining() {
             Some(remaining) => room.min(usize::try_from(remaining).unwrap_or(room)),
             None => room.min(8 * 1024),
@@ -149,10 +160,7 @@ impl Upload<'_> {
         }
         let decoded = self.decoder.decode(&mut buf[CHUNK_OPEN_BYTES..]).map_err(Failure::ClientBody)?;
         self.leftover.extend_from_slice(&buf[CHUNK_OPEN_BYTES + decoded.consumed..]);
-        self.received.set(self.received.get() + decoded.data as u64);
-        if self.body_max > 0 && self.received.get() > self.body_max {
-            return Err(Failure::BodyTooLarge);
-        }
+        self.count(decoded.data)?;
         buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
         let start = close_piece(self.framing, self.decoder, true, &mut buf);
         let end = buf.len();
@@ -160,16 +168,58 @@ impl Upload<'_> {
         let (result, buf) = self.to.write(buf, start, end, patience).await;
         match result {
             Ok(()) => Ok((buf, read)),
-            Err(_) if self.to_watch.expired() || self.to_watch.stopped() => {
-                Err(self.to_watch.ending(Failure::UpstreamTimeout))
+            Err(_) => Err(self.turned_away().await),
+        }
+    }
+
+    /// A pipe for the rest of the body, and whom it connects: where that is long, goes from TCP to TCP as it is, and there is one.
+    fn pipe(&self) -> Option<(Pipe, Tcp, Tcp)> {
+        let (from, to) = (self.from.tcp()?, self.to.tcp()?);
+        Some((self.worker.pipes.take_for(self.decoder.remaining())?, from, to))
+    }
+
+    /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the client: what that is, the
+    /// next read finds.
+    async fn splice(&mut self, mut pipe: Pipe, from: &Tcp, to: &Tcp) -> Result<(), Failure> {
+        let mut turns = 0;
+        let mut is_fast = true;
+        while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
+            self.worker.share(&mut turns).await;
+            self.set_deadline();
+            let filled = pipe.fill(from, left).await;
+            self.from_watch.read_done();
+            if filled == 0 {
+                break;
             }
-            Err(_) => {
-                if !self.shared.head_seen.get() {
-                    self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
-                }
-                std::future::pending().await
+            is_fast = filled >= SLOW_BYTES;
+            self.decoder.skip(filled as u64);
+            self.count(filled)?;
+            if !pipe.empty(to, self.worker.patience(self.to_watch, self.idle_body)).await {
+                return Err(self.turned_away().await);
             }
         }
+        Ok(())
+    }
+
+    /// So many bytes more of the body have come.
+    fn count(&self, bytes: usize) -> Result<(), Failure> {
+        self.received.set(self.received.get() + bytes as u64);
+        if self.body_max > 0 && self.received.get() > self.body_max {
+            return Err(Failure::BodyTooLarge);
+        }
+        Ok(())
+    }
+
+    /// The upstream takes no more. Only that it was too slow is a failure of the upload; else this does not end, since the answer may be
+    /// on its way.
+    async fn turned_away(&self) -> Failure {
+        if self.to_watch.expired() || self.to_watch.stopped() {
+            return self.to_watch.ending(Failure::UpstreamTimeout);
+        }
+        if !self.shared.head_seen.get() {
+            self.to_watch.read_until(self.worker.after(self.response_header), Deadline::ResponseHeader);
+        }
+        std::future::pending().await
     }
 
     /// Whose turn it is: the client's, unless it waits for the upstream's 100, or the answer's head has come already.
@@ -211,6 +261,11 @@ pub async fn gather(
         tx.bytes_in += decoded.data as u64;
     }
     Ok(())
+}
+
+/// How much of a body goes into `buf` at a time, with its frame around it.
+pub(super) fn room(buf: &Vec<u8>) -> usize {
+    buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES
 }
 
 /// Frames the data behind the first [`CHUNK_OPEN_BYTES`] of `buf`; returns where what is to be sent begins.

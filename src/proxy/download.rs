@@ -1,16 +1,15 @@
 //! An answer's body on its way.
 
 use std::mem::take;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::batch::{Seat, Source};
-use super::body::{CHUNK_CLOSE_BYTES, close_piece};
+use super::body;
 use super::failure::Failure;
 use super::reply::{self, Ended};
 use super::socket::{Tcp, Writer};
-use super::splice::{Pipe, SLOW_BYTES, SPLICED_MIN};
+use super::splice::{Pipe, SLOW_BYTES};
 use super::transaction::Transaction;
 use super::watch::{Watch, Watched};
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing};
@@ -96,7 +95,7 @@ impl Download<'_, '_> {
             }
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
-            room = buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES;
+            room = body::room(&buf);
             self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
             self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read(|| buf, room).await;
@@ -123,7 +122,7 @@ impl Download<'_, '_> {
             }
             buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
             self.tx.bytes_out += decoded.data as u64;
-            let start = close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
+            let start = body::close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
             let end = buf.len();
             self.read_ahead(left_over);
             let patience = self.tx.worker.patience(self.to_watch, idle_body);
@@ -142,11 +141,9 @@ impl Download<'_, '_> {
     /// A pipe for a body of which `left` bytes are to come, if that is known: where it is long, goes from TCP to TCP as it is, and
     /// there is one.
     fn pipe(&self, left: Option<u64>) -> Option<(Pipe, Tcp)> {
-        if left.is_none_or(|left| left < SPLICED_MIN) || self.from.tcp().is_none() {
-            return None;
-        }
+        self.from.tcp()?;
         let to = self.to.tcp()?;
-        Some((self.tx.worker.pipes.take()?, to))
+        Some((self.tx.worker.pipes.take_for(left)?, to))
     }
 
     /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the upstream: what that is,
@@ -182,10 +179,10 @@ impl Download<'_, '_> {
         let Some(from) = self.from.tcp() else { return 0 };
         self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
         self.to_watch.keep_waiting(self.tx.worker.now());
-        let readable = from.readable().await;
+        let filled = pipe.fill(&from, left).await;
         self.from_watch.read_done();
         self.to_watch.stop_waiting();
-        if readable.is_ok() { pipe.fill(from.as_fd(), left) } else { 0 }
+        filled
     }
 
     /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection

@@ -144,6 +144,14 @@ impl Reader {
         }
     }
 
+    /// The connection, where it is TCP: for who reads from it otherwise, while no read has begun.
+    pub fn tcp(&self) -> Option<Tcp> {
+        match self {
+            Reader::Client(half) => half.tcp(),
+            Reader::Upstream(ahead) => ahead.tcp(),
+        }
+    }
+
     /// An upstream's.
     pub fn ahead(&mut self) -> &mut Ahead {
         match self {

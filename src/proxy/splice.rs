@@ -24,7 +24,7 @@ use super::socket::Tcp;
 use super::watch::{Millis, Patience, TICK};
 
 /// A body of which fewer bytes are to come is not worth a pipe.
-pub const SPLICED_MIN: u64 = 128 * 1024;
+const SPLICED_MIN: u64 = 128 * 1024;
 
 /// A body that brings fewer bytes at a time is better copied.
 pub const SLOW_BYTES: usize = 16 * 1024;
@@ -92,8 +92,13 @@ impl Pipes {
         })
     }
 
+    /// An empty pipe for a body of which `left` bytes are to come, if that is known; `None` where those are few, or where there is no pipe.
+    pub fn take_for(self: &Rc<Pipes>, left: Option<u64>) -> Option<Pipe> {
+        if left? < SPLICED_MIN { None } else { self.take() }
+    }
+
     /// An empty pipe; `None` when all are taken, or the kernel has none, or only small ones.
-    pub fn take(self: &Rc<Pipes>) -> Option<Pipe> {
+    fn take(self: &Rc<Pipes>) -> Option<Pipe> {
         if self.refused.get() == Refused::ForGood {
             return None;
         }
@@ -166,9 +171,14 @@ impl Drop for Pipe {
 }
 
 impl Pipe {
-    /// Takes in what has come on the TCP socket `from`, which must be readable: at most `most` bytes, and what there is room for. 0 is the
-    /// end of the stream, or an error, or bytes that only a read gets past (tcp(7), urgent data): a read finds out which.
-    pub fn fill(&mut self, from: BorrowedFd<'_>, most: u64) -> usize {
+    /// Waits until something comes on `from`, from which nobody else may read, and takes it in: at most `most` bytes, and what there is
+    /// room for. 0 is the end of the stream, or an error, or bytes that only a read gets past (tcp(7), urgent data): a read finds out which.
+    pub async fn fill(&mut self, from: &Tcp, most: u64) -> usize {
+        if from.readable().await.is_ok() { self.take_in(from.as_fd(), most) } else { 0 }
+    }
+
+    /// The same of what has come on a TCP socket that is readable.
+    fn take_in(&mut self, from: BorrowedFd<'_>, most: u64) -> usize {
         let most = usize::try_from(most).map_or(PIPE_BYTES, |most| most.min(PIPE_BYTES));
         let filled = splice(from, None, &self.ends.writer, None, most, SpliceFlags::NONBLOCK);
         // None of these is ever a connection's own error, which its peer could bring about.
@@ -280,7 +290,7 @@ mod tests {
         let mut pipe = pipes.take().expect("a pipe");
         // Which no kernel moves anything from.
         let folder = std::fs::File::open("/").expect("a folder");
-        assert_eq!(pipe.fill(folder.as_fd(), 1), 0);
+        assert_eq!(pipe.take_in(folder.as_fd(), 1), 0);
         drop(pipe);
         pipes.tidy(0);
         assert!(pipes.take().is_none());
@@ -294,12 +304,12 @@ mod tests {
         sender.write_all(b"seven..").expect("open");
         let pipes = Pipes::new(1, false);
         let mut pipe = pipes.take().expect("a pipe");
-        assert_eq!(pipe.fill(receiver.as_fd(), 5), 5);
+        assert_eq!(pipe.take_in(receiver.as_fd(), 5), 5);
         drop(pipe);
         assert_eq!((pipes.free.borrow().len(), pipes.open.get()), (0, 0));
         // All but that is still there.
         let mut pipe = pipes.take().expect("a pipe");
-        assert_eq!(pipe.fill(receiver.as_fd(), u64::MAX), 2);
+        assert_eq!(pipe.take_in(receiver.as_fd(), u64::MAX), 2);
         assert_eq!(pipe.send(sender.as_fd()), Ok(2));
         drop(pipe);
         assert_eq!((pipes.free.borrow().len(), pipes.open.get()), (1, 1));
@@ -316,7 +326,7 @@ mod tests {
         // Nobody reads what goes back to the sender.
         let end = loop {
             sender.write_all(&piece).expect("it is read");
-            assert!(pipe.fill(receiver.as_fd(), u64::MAX) > 0);
+            assert!(pipe.take_in(receiver.as_fd(), u64::MAX) > 0);
             while pipe.held > 0 {
                 if pipe.send(receiver.as_fd()).is_err() {
                     break;

@@ -1,4 +1,7 @@
-//! Long answers go through a pipe in the kernel: byte for byte, with every end that they may come to, and no byte of one ever in another.
+//! Long bodies go through a pipe in the kernel, answers' here and requests' in [`uploads`]: byte for byte, with every end that they may come
+//! to, and no byte of one ever in another.
+
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -241,7 +244,7 @@ fn a_body_comes_in_while_another_goes_out() {
         client.send(pattern(0, SHORT));
         check.take(&client.take(SHORT).expect("the second half"));
         assert!(client.is_closed());
-        assert_eq!(pipes(&gateway).len(), 1, "{driver}");
+        assert_eq!(pipes(&gateway).len(), 2, "{driver}: one each way");
     }
 }
 
