@@ -17,7 +17,7 @@ use super::connection::Client;
 use super::failure::Failure;
 use super::reply::Ended;
 use super::socket::{Reader, Socket, Tcp, Writer};
-use super::splice::{Pipe, SLOW_BYTES};
+use super::splice::SLOW_BYTES;
 use super::transaction::Transaction;
 use super::watch::{Millis, Watched};
 use super::worker::Worker;
@@ -114,12 +114,12 @@ impl Upload<'_> {
             self.worker.share(&mut turns).await;
             let (done, read) = self.piece(buf).await?;
             // A sender that fills the buffer has much to say.
-            if read == room(&done)
-                && let Some((pipe, from, to)) = self.pipe()
+            if read == data_room(&done)
+                && let Some((from, to)) = self.spliced()
             {
                 place = None;
                 self.worker.buffers.give(done);
-                self.splice(pipe, &from, &to).await?;
+                self.splice(&from, &to).await?;
                 buf = self.worker.buffers.large();
             } else {
                 buf = self.worker.buffers.for_rest(done, read, self.decoder.remaining(), &mut place);
@@ -139,7 +139,7 @@ impl Upload<'_> {
         buf.clear();
         buf.resize(CHUNK_OPEN_BYTES, 0);
         // Never beyond the end of a counted body; and of a chunked one so little that what follows it finds room.
-        let room = room(&buf);
+        let room = data_room(&buf);
         let most = match self.decoder.remaining() {
             Some(remaining) => room.min(usize::try_from(remaining).unwrap_or(room)),
             None => room.min(8 * 1024),
@@ -172,29 +172,30 @@ impl Upload<'_> {
         }
     }
 
-    /// A pipe for the rest of the body, and whom it connects: where that is long, goes from TCP to TCP as it is, and there is one.
-    fn pipe(&self) -> Option<(Pipe, Tcp, Tcp)> {
-        let (from, to) = (self.from.tcp()?, self.to.tcp()?);
-        Some((self.worker.pipes.take_for(self.decoder.remaining())?, from, to))
+    /// Between whom the rest of the body goes through pipes: where it is long, goes from TCP to TCP as it is, and there are pipes.
+    fn spliced(&self) -> Option<(Tcp, Tcp)> {
+        if !self.worker.pipes.are_for(self.decoder.remaining()) {
+            return None;
+        }
+        Some((self.from.tcp()?, self.to.tcp()?))
     }
 
-    /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the client: what that is, the
-    /// next read finds.
-    async fn splice(&mut self, mut pipe: Pipe, from: &Tcp, to: &Tcp) -> Result<(), Failure> {
+    /// Passes the body on through pipes, to its end; or as long as it comes fast, there are pipes, and nothing is wrong with the client:
+    /// what that is, the next read finds.
+    async fn splice(&mut self, from: &Tcp, to: &Tcp) -> Result<(), Failure> {
         let mut turns = 0;
         let mut is_fast = true;
         while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
             self.worker.share(&mut turns).await;
             self.set_deadline();
-            let filled = pipe.fill(from, left).await;
+            let received = self.worker.pipes.receive(from, left).await;
             self.from_watch.read_done();
-            if filled == 0 {
-                break;
-            }
-            is_fast = filled >= SLOW_BYTES;
-            self.decoder.skip(filled as u64);
-            self.count(filled)?;
+            let Some(mut pipe) = received else { break };
+            is_fast = pipe.held() >= SLOW_BYTES;
+            self.decoder.skip(pipe.held() as u64);
+            self.count(pipe.held())?;
             if !pipe.empty(to, self.worker.patience(self.to_watch, self.idle_body)).await {
+                drop(pipe);
                 return Err(self.turned_away().await);
             }
         }
@@ -264,7 +265,7 @@ pub async fn gather(
 }
 
 /// How much of a body goes into `buf` at a time, with its frame around it.
-pub(super) fn room(buf: &Vec<u8>) -> usize {
+pub(super) fn data_room(buf: &Vec<u8>) -> usize {
     buf.capacity() - CHUNK_OPEN_BYTES - CHUNK_CLOSE_BYTES
 }
 

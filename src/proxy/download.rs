@@ -74,13 +74,13 @@ impl Download<'_, '_> {
             // A sender that fills the buffer has much to say.
             let left = self.decoder.remaining();
             if read == room
-                && let Some((pipe, to)) = self.pipe(left)
+                && let Some(to) = self.spliced(left)
             {
                 if place.take().is_some() {
                     worker.buffers.give(std::mem::replace(&mut buf, worker.buffers.large()));
                 }
                 // Rare and large, so kept out of the connection's own future.
-                Box::pin(self.splice(pipe, to)).await?;
+                Box::pin(self.splice(to)).await?;
                 // Where it goes on, a large buffer has to be filled before it comes back here.
                 if !self.decoder.is_done() && self.tx.scratch.inbound.capacity() == 0 {
                     self.tx.scratch.inbound = std::mem::replace(&mut buf, worker.buffers.large());
@@ -95,7 +95,7 @@ impl Download<'_, '_> {
             }
             buf.clear();
             buf.resize(CHUNK_OPEN_BYTES, 0);
-            room = body::room(&buf);
+            room = body::data_room(&buf);
             self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
             self.to_watch.keep_waiting(self.tx.worker.now());
             let (result, filled) = self.from.read(|| buf, room).await;
@@ -138,30 +138,29 @@ impl Download<'_, '_> {
         Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
     }
 
-    /// A pipe for a body of which `left` bytes are to come, if that is known: where it is long, goes from TCP to TCP as it is, and
-    /// there is one.
-    fn pipe(&self, left: Option<u64>) -> Option<(Pipe, Tcp)> {
+    /// To whom the rest of the body goes through pipes, of which `left` bytes are to come, if that is known: where it is long, goes from
+    /// TCP to TCP as it is, and there are pipes.
+    fn spliced(&self, left: Option<u64>) -> Option<Tcp> {
+        if !self.tx.worker.pipes.are_for(left) {
+            return None;
+        }
         self.from.tcp()?;
-        let to = self.to.tcp()?;
-        Some((self.tx.worker.pipes.take_for(left)?, to))
+        self.to.tcp()
     }
 
-    /// Passes the body on through `pipe`, to its end; or as long as it comes fast, or nothing is wrong with the upstream: what that is,
-    /// the next read finds.
-    async fn splice(&mut self, mut pipe: Pipe, to: Tcp) -> Result<(), Failure> {
+    /// Passes the body on through pipes, to its end; or as long as it comes fast, there are pipes, and nothing is wrong with the
+    /// upstream: what that is, the next read finds.
+    async fn splice(&mut self, to: Tcp) -> Result<(), Failure> {
         let worker = Rc::clone(&self.tx.worker);
         let idle_body = self.tx.timeouts().idle_body;
         let mut turns = 0;
         let mut is_fast = true;
         while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
             worker.share(&mut turns).await;
-            let filled = self.fill(&mut pipe, left, idle_body).await;
-            if filled == 0 {
-                break;
-            }
-            is_fast = filled >= SLOW_BYTES;
-            self.decoder.skip(filled as u64);
-            self.tx.bytes_out += filled as u64;
+            let Some(mut pipe) = self.receive(left, idle_body).await else { break };
+            is_fast = pipe.held() >= SLOW_BYTES;
+            self.decoder.skip(pipe.held() as u64);
+            self.tx.bytes_out += pipe.held() as u64;
             if let Some(seat) = self.hands_on() {
                 seat.hand_on(Vec::new());
             }
@@ -173,16 +172,16 @@ impl Download<'_, '_> {
         Ok(())
     }
 
-    /// Waits for the upstream, and takes what has come into `pipe`, at most `left` bytes; 0 as for [`Pipe::fill`].
-    async fn fill(&mut self, pipe: &mut Pipe, left: u64, idle_body: Duration) -> usize {
+    /// Waits for the upstream, for at most `left` bytes; as [`Pipes::receive`](super::splice::Pipes::receive).
+    async fn receive(&mut self, left: u64, idle_body: Duration) -> Option<Pipe> {
         // Not for longer than this: others may have the connection, or nobody, while the client takes the last of it in.
-        let Some(from) = self.from.tcp() else { return 0 };
+        let from = self.from.tcp()?;
         self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);
         self.to_watch.keep_waiting(self.tx.worker.now());
-        let filled = pipe.fill(&from, left).await;
+        let received = self.tx.worker.pipes.receive(&from, left).await;
         self.from_watch.read_done();
         self.to_watch.stop_waiting();
-        filled
+        received
     }
 
     /// The request's seat in its batch, when the answer has just become complete and the next one's turn comes. Where the connection

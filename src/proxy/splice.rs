@@ -33,7 +33,7 @@ pub const SLOW_BYTES: usize = 16 * 1024;
 /// default, that costs more than to copy. A user without privileges may have 64 MiB of pipes (pipe(7), pipe-user-pages-soft).
 const PIPE_BYTES: usize = 512 * 1024;
 
-/// So many bodies of a worker may have a pipe: 32 MiB of data, as long as their clients are slower than their upstreams.
+/// So many bodies of a worker may have a pipe: 32 MiB of data, as long as who takes them is slower than who sends them.
 pub const PIPES_MAX: usize = 64;
 
 /// How long a pipe is kept that nobody needs: this, up to twice.
@@ -63,7 +63,7 @@ enum Refused {
     ForGood,
 }
 
-/// A pipe for one body's time.
+/// A pipe with bytes of one body.
 #[derive(Debug)]
 pub struct Pipe {
     ends: Rc<Ends>,
@@ -92,9 +92,22 @@ impl Pipes {
         })
     }
 
-    /// An empty pipe for a body of which `left` bytes are to come, if that is known; `None` where those are few, or where there is no pipe.
-    pub fn take_for(self: &Rc<Pipes>, left: Option<u64>) -> Option<Pipe> {
-        if left? < SPLICED_MIN { None } else { self.take() }
+    /// Whether a body of which `left` bytes are to come, if that is known, is worth a pipe, and there is likely to be one.
+    pub fn are_for(&self, left: Option<u64>) -> bool {
+        left.is_some_and(|left| left >= SPLICED_MIN)
+            && self.refused.get() != Refused::ForGood
+            && (!self.free.borrow().is_empty() || self.may_open())
+    }
+
+    /// Waits until something comes on `from`, from which nobody else may read, and takes it into a pipe: at most `most` bytes, and what
+    /// there is room for. Nobody has a pipe while he waits for his sender.
+    ///
+    /// `None` when there is no pipe, at the end of the stream, after an error, and where bytes are that only a read gets past (tcp(7),
+    /// urgent data): a read finds out which.
+    pub async fn receive(self: &Rc<Pipes>, from: &Tcp, most: u64) -> Option<Pipe> {
+        from.readable().await.ok()?;
+        let mut pipe = self.take()?;
+        (pipe.fill(from.as_fd(), most) > 0).then_some(pipe)
     }
 
     /// An empty pipe; `None` when all are taken, or the kernel has none, or only small ones.
@@ -113,8 +126,12 @@ impl Pipes {
         ends
     }
 
+    fn may_open(&self) -> bool {
+        self.open.get() < self.most && self.refused.get() == Refused::No
+    }
+
     fn open(&self) -> Option<Rc<Ends>> {
-        if self.open.get() >= self.most || self.refused.get() != Refused::No {
+        if !self.may_open() {
             return None;
         }
         let Ok(ends) = Ends::open() else {
@@ -171,14 +188,13 @@ impl Drop for Pipe {
 }
 
 impl Pipe {
-    /// Waits until something comes on `from`, from which nobody else may read, and takes it in: at most `most` bytes, and what there is
-    /// room for. 0 is the end of the stream, or an error, or bytes that only a read gets past (tcp(7), urgent data): a read finds out which.
-    pub async fn fill(&mut self, from: &Tcp, most: u64) -> usize {
-        if from.readable().await.is_ok() { self.take_in(from.as_fd(), most) } else { 0 }
+    /// How many bytes it holds.
+    pub fn held(&self) -> usize {
+        self.held
     }
 
-    /// The same of what has come on a TCP socket that is readable.
-    fn take_in(&mut self, from: BorrowedFd<'_>, most: u64) -> usize {
+    /// Takes in what has come on a TCP socket that is readable; how much that is.
+    fn fill(&mut self, from: BorrowedFd<'_>, most: u64) -> usize {
         let most = usize::try_from(most).map_or(PIPE_BYTES, |most| most.min(PIPE_BYTES));
         let filled = splice(from, None, &self.ends.writer, None, most, SpliceFlags::NONBLOCK);
         // None of these is ever a connection's own error, which its peer could bring about.
@@ -290,7 +306,7 @@ mod tests {
         let mut pipe = pipes.take().expect("a pipe");
         // Which no kernel moves anything from.
         let folder = std::fs::File::open("/").expect("a folder");
-        assert_eq!(pipe.take_in(folder.as_fd(), 1), 0);
+        assert_eq!(pipe.fill(folder.as_fd(), 1), 0);
         drop(pipe);
         pipes.tidy(0);
         assert!(pipes.take().is_none());
@@ -304,12 +320,12 @@ mod tests {
         sender.write_all(b"seven..").expect("open");
         let pipes = Pipes::new(1, false);
         let mut pipe = pipes.take().expect("a pipe");
-        assert_eq!(pipe.take_in(receiver.as_fd(), 5), 5);
+        assert_eq!(pipe.fill(receiver.as_fd(), 5), 5);
         drop(pipe);
         assert_eq!((pipes.free.borrow().len(), pipes.open.get()), (0, 0));
         // All but that is still there.
         let mut pipe = pipes.take().expect("a pipe");
-        assert_eq!(pipe.take_in(receiver.as_fd(), u64::MAX), 2);
+        assert_eq!(pipe.fill(receiver.as_fd(), u64::MAX), 2);
         assert_eq!(pipe.send(sender.as_fd()), Ok(2));
         drop(pipe);
         assert_eq!((pipes.free.borrow().len(), pipes.open.get()), (1, 1));
@@ -326,7 +342,7 @@ mod tests {
         // Nobody reads what goes back to the sender.
         let end = loop {
             sender.write_all(&piece).expect("it is read");
-            assert!(pipe.take_in(receiver.as_fd(), u64::MAX) > 0);
+            assert!(pipe.fill(receiver.as_fd(), u64::MAX) > 0);
             while pipe.held > 0 {
                 if pipe.send(receiver.as_fd()).is_err() {
                     break;

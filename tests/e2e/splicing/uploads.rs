@@ -1,5 +1,6 @@
 //! Long requests through a pipe.
 
+use std::io::ErrorKind::WouldBlock;
 use std::net::Shutdown;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -12,13 +13,17 @@ use rustix::net::SendFlags;
 use serde_json::Value;
 
 use super::{DRIVERS, LENGTH, SHORT, gateway_on, held, pipes};
-use crate::support::{Backend, Client, Gate, Gateway, PatternCheck, kernel, pattern, service, until, until_still};
+use crate::support::{
+    Backend, Client, DEADLINE, Gate, Gateway, PatternCheck, kernel, pattern, service, until, until_still,
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// No limit on the size of bodies, and others soon.
-const LIMITS: &str =
-    "[services.api.limits]\nbody_bytes = 0\n[services.api.timeouts]\nidle_body = \"1s\"\nresponse_header = \"20s\"";
+/// No limit on the size of bodies,
+const LIMITS: &str = "[services.api.limits]\nbody_bytes = 0";
+
+/// and little patience.
+const IMPATIENT: &str = "[services.api.limits]\nbody_bytes = 0\n[services.api.timeouts]\nidle_body = \"1s\"";
 
 /// An upstream that answers when it has the whole pattern.
 struct Upstream {
@@ -27,13 +32,12 @@ struct Upstream {
     gate: Gate,
     /// and then, once this is set, answers first, and goes on when the gate is opened once more.
     is_early: Arc<AtomicBool>,
-    /// How much came of each body that was cut.
-    cut: Receiver<usize>,
+    cuts: Receiver<usize>,
 }
 
 impl Upstream {
     fn start() -> Upstream {
-        let (tell, cut) = channel();
+        let (tell, cuts) = channel();
         let (gate, is_early, tell) = (Gate::default(), Arc::new(AtomicBool::new(false)), Mutex::new(tell));
         let backend = Backend::start_small({
             let (gate, is_early) = (gate.clone(), Arc::clone(&is_early));
@@ -52,7 +56,8 @@ impl Upstream {
                     while check.length() < length {
                         match connection.take((length - check.length()).min(10_000) as usize) {
                             Ok(piece) => check.take(&piece),
-                            Err(_) => {
+                            Err(error) => {
+                                assert_ne!(error.kind(), WouldBlock, "it is neither there nor cut");
                                 check.take(&connection.rest());
                                 tell.lock().expect("no panic").send(check.length() as usize).expect("somebody asks");
                                 return Ok(());
@@ -63,18 +68,23 @@ impl Upstream {
                 }
             }
         });
-        Upstream { backend, gate, is_early, cut }
+        Upstream { backend, gate, is_early, cuts }
+    }
+
+    /// How much came of a body that was cut.
+    fn cut(&self) -> usize {
+        self.cuts.recv_timeout(DEADLINE).expect("it was cut")
     }
 
     /// Sends a long body until its rest waits in a pipe, and in the kernel before it: the request's id, and the thread that sends, which
     /// ends with the connection, or when all is sent.
     fn stall(&self, gateway: &Gateway, client: &mut Client) -> (String, thread::JoinHandle<()>) {
         for attempt in 0..20 {
-            let id = format!("stalls-{attempt}");
+            let (id, body) = (format!("stalls-{attempt}"), pattern(0, LENGTH));
             begin(client, &id, LENGTH);
             let mut sender = client.sender();
             // An error is the end that the test looks for.
-            let sends = thread::spawn(move || drop(sender.try_send(pattern(0, LENGTH))));
+            let sends = thread::spawn(move || drop(sender.try_send(body)));
             until_still("no more fits in between", || kernel::held_for(gateway.address));
             if held(gateway) > 0 {
                 return (id, sends);
@@ -138,7 +148,7 @@ fn the_next_request_may_come_right_behind() {
 fn an_upstream_that_reads_nothing_finds_all_there_when_it_does() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, "[services.api.limits]\nbody_bytes = 0");
+        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
         let mut client = gateway.connect();
         let (id, sends) = upstream.stall(&gateway, &mut client);
         check(&mut gateway.connect(), "short");
@@ -155,7 +165,7 @@ fn an_upstream_that_reads_nothing_finds_all_there_when_it_does() {
 fn what_a_client_leaves_behind_in_a_pipe_reaches_nobody() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, "[services.api.limits]\nbody_bytes = 0");
+        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
         let mut client = gateway.connect();
         let (id, sends) = upstream.stall(&gateway, &mut client);
         client.stream.shutdown(Shutdown::Both).expect("open");
@@ -167,7 +177,7 @@ fn what_a_client_leaves_behind_in_a_pipe_reaches_nobody() {
         assert_eq!((&line["status"], &line["error"]), (&499.into(), &"client_gone".into()), "{driver}: {line}");
         until("the pipe is closed", || pipes(&gateway).is_empty());
         upstream.gate.open();
-        assert!(upstream.cut.recv().expect("it was cut") < LENGTH);
+        assert!(upstream.cut() < LENGTH);
         check(&mut gateway.connect(), "short");
         assert_eq!(upstream.backend.connections(), 2, "{driver}: the one in the middle of a body serves no other");
     }
@@ -177,7 +187,7 @@ fn what_a_client_leaves_behind_in_a_pipe_reaches_nobody() {
 fn an_upstream_that_takes_no_more_is_given_up_in_time() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
+        let gateway = gateway_on(driver, &upstream.backend, &IMPATIENT.replace("1s", "3s"));
         let mut client = gateway.connect();
         let (id, sends) = upstream.stall(&gateway, &mut client);
         let answer = client.response();
@@ -185,7 +195,7 @@ fn an_upstream_that_takes_no_more_is_given_up_in_time() {
         assert_eq!(gateway.logged(&id)["error"], "upstream_timeout");
         until("the pipe is closed", || pipes(&gateway).is_empty());
         upstream.gate.open();
-        assert!(upstream.cut.recv().expect("it was cut") < LENGTH);
+        assert!(upstream.cut() < LENGTH);
         sends.join().expect("it is told");
     }
 }
@@ -204,11 +214,12 @@ fn an_upstream_that_is_slow_is_waited_for() {
             check.take(&connection.take(LENGTH - 25 * 30_000)?);
             connection.send(OK)
         });
-        let gateway = gateway_on(driver, &backend, LIMITS);
-        let mut client = gateway.connect();
+        let gateway = gateway_on(driver, &backend, IMPATIENT);
+        let (mut client, body) = (gateway.connect(), pattern(0, LENGTH));
         begin(&mut client, "slow", LENGTH);
-        client.send(pattern(0, LENGTH));
+        client.send(body);
         assert_eq!(client.response().text(), "ok", "{driver}");
+        assert_eq!(pipes(&gateway).len(), 1, "{driver}");
         assert_eq!(gateway.logged("slow")["error"], Value::Null);
     }
 }
@@ -222,10 +233,11 @@ fn a_client_that_closes_in_the_middle_cuts_its_request() {
         begin(&mut client, "cut", SHORT);
         client.send(pattern(0, SHORT / 2));
         drop(client);
-        let came = upstream.cut.recv().expect("it was cut");
+        let came = upstream.cut();
         let line = gateway.logged("cut");
         assert_eq!((&line["status"], &line["error"]), (&499.into(), &"client_gone".into()), "{driver}: {line}");
         assert!(came <= SHORT / 2 && line["bytes_in"].as_u64().expect("a number") >= came as u64);
+        assert_eq!((pipes(&gateway).len(), held(&gateway)), (1, 0), "{driver}");
         check(&mut gateway.connect(), "short");
     }
 }
@@ -234,13 +246,13 @@ fn a_client_that_closes_in_the_middle_cuts_its_request() {
 fn a_client_that_falls_silent_in_the_middle_is_given_up() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
+        let gateway = gateway_on(driver, &upstream.backend, IMPATIENT);
         let mut client = gateway.connect();
         begin(&mut client, "silent", LENGTH);
         client.send(pattern(0, SHORT));
         let answer = client.response();
         assert_eq!((answer.status, answer.reason().as_str()), (408, "request_timeout"), "{driver}");
-        assert_eq!(upstream.cut.recv().expect("it was cut"), SHORT);
+        assert_eq!(upstream.cut(), SHORT);
         assert_eq!(gateway.logged("silent")["bytes_in"], SHORT);
         assert_eq!((pipes(&gateway).len(), held(&gateway)), (1, 0), "{driver}: it is empty, and kept");
     }
@@ -250,7 +262,7 @@ fn a_client_that_falls_silent_in_the_middle_is_given_up() {
 fn an_answer_in_the_middle_ends_it() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, "[services.api.limits]\nbody_bytes = 0");
+        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
         let mut client = gateway.connect();
         let (_, sends) = upstream.stall(&gateway, &mut client);
         upstream.is_early.store(true, SeqCst);
@@ -259,7 +271,7 @@ fn an_answer_in_the_middle_ends_it() {
         assert_eq!((answer.status, answer.text().as_str()), (413, "less"), "{driver}");
         until("the pipe is closed", || pipes(&gateway).is_empty());
         upstream.gate.open();
-        assert!(upstream.cut.recv().expect("it was cut") < LENGTH);
+        assert!(upstream.cut() < LENGTH);
         drop(client);
         sends.join().expect("it is told");
         let connections = upstream.backend.connections();
@@ -277,7 +289,7 @@ fn a_drain_ends_a_request_that_waits_for_its_upstream() {
     for driver in DRIVERS {
         let upstream = Upstream::start();
         let server = format!("driver = \"{driver}\"\ndrain_timeout = \"500ms\"");
-        let tables = service("api", &[upstream.backend.url()], "[services.api.limits]\nbody_bytes = 0");
+        let tables = service("api", &[upstream.backend.url()], LIMITS);
         let mut gateway = Gateway::start_with(&server, &tables);
         let mut client = gateway.connect();
         let (id, sends) = upstream.stall(&gateway, &mut client);
@@ -285,7 +297,7 @@ fn a_drain_ends_a_request_that_waits_for_its_upstream() {
         assert_eq!(gateway.wait_exit().code(), Some(0));
         assert_eq!(gateway.logged(&id)["error"], "drain_timeout", "{driver}");
         upstream.gate.open();
-        assert!(upstream.cut.recv().expect("it was cut") < LENGTH);
+        assert!(upstream.cut() < LENGTH);
         sends.join().expect("it is told");
     }
 }
@@ -370,29 +382,48 @@ fn a_request_as_long_as_it_may_be_goes_through() {
         let upstream = Upstream::start();
         let gateway = gateway_on(driver, &upstream.backend, &format!("[services.api.limits]\nbody_bytes = {SHORT}"));
         check(&mut gateway.connect(), "longest");
+        assert_eq!(pipes(&gateway).len(), 1, "{driver}");
         let answer = gateway.send(format!("POST /api HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", SHORT + 1));
         assert_eq!(answer.status, 413, "{driver}");
     }
 }
 
-/// Several at once, each with a pattern of its own length.
+/// Each is another part of the pattern, so that none can stand for another.
 #[test]
 fn many_requests_at_once_come_whole() {
+    const CLIENTS: usize = 8;
+    let part = |client: usize, turn: usize| (7_919 * (client + CLIENTS * turn), SHORT + 10_007 * client);
     for driver in DRIVERS {
-        let upstream = Upstream::start();
-        let gateway = gateway_on(driver, &upstream.backend, LIMITS);
+        let backend = Backend::start(|connection| {
+            loop {
+                let head = connection.head()?;
+                let number = |name| head.header(name).expect("sent").parse::<u64>().expect("a number");
+                let mut check = PatternCheck::beginning_at(number("x-from"));
+                check.take(&connection.take(number("content-length") as usize)?);
+                connection.send(OK)?;
+            }
+        });
+        let gateway = gateway_on(driver, &backend, LIMITS);
         thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    let mut client = gateway.connect();
-                    for _ in 0..3 {
-                        check(&mut client, "one");
+            for client in 0..CLIENTS {
+                let mut connection = gateway.connect();
+                scope.spawn(move || {
+                    for turn in 0..3 {
+                        let (from, length) = part(client, turn);
+                        let body = pattern(from as u64, length);
+                        connection.send(format!(
+                            "POST /api HTTP/1.1\r\nHost: a\r\nX-Request-Id: {client}-{turn}\r\nX-From: {from}\r\nContent-Length: {length}\r\n\r\n"
+                        ));
+                        connection.send(body);
+                        assert_eq!(connection.response().text(), "ok", "{driver}");
                     }
                 });
             }
         });
-        until("pipes are empty again", || held(&gateway) == 0);
-        assert!((1..=8).contains(&pipes(&gateway).len()), "{driver}");
-        let _ = gateway.logged_within(Duration::from_secs(5), "one");
+        for client in 0..CLIENTS {
+            let (_, length) = part(client, 2);
+            assert_eq!(gateway.logged(&format!("{client}-2"))["bytes_in"], length, "{driver}");
+        }
+        assert!((1..=CLIENTS).contains(&pipes(&gateway).len()) && held(&gateway) == 0, "{driver}");
     }
 }

@@ -103,6 +103,11 @@ pub struct PatternCheck {
 }
 
 impl PatternCheck {
+    /// Of a body that begins in the middle of the pattern.
+    pub fn beginning_at(at: u64) -> PatternCheck {
+        PatternCheck { at }
+    }
+
     pub fn take(&mut self, bytes: &[u8]) {
         for piece in bytes.chunks(PERIOD) {
             assert!(piece == pattern(self.at, piece.len()), "the body differs after byte {}", self.at);
@@ -110,6 +115,7 @@ impl PatternCheck {
         }
     }
 
+    /// Where in the pattern it is.
     pub fn length(&self) -> u64 {
         self.at
     }
