@@ -32,6 +32,7 @@ struct Upstream {
     gate: Gate,
     /// and then, once this is set, answers first, and goes on when the gate is opened once more.
     is_early: Arc<AtomicBool>,
+    /// See [`Upstream::cut`].
     cuts: Receiver<usize>,
 }
 
@@ -320,7 +321,7 @@ fn a_request_that_slows_down_and_hurries_again_comes_whole() {
             connection.send(OK)
         });
         let gateway = gateway_on(driver, &backend, LIMITS);
-        let until_there = |at: usize| while seen.recv().expect("it comes") < at as u64 {};
+        let until_there = |at: usize| while seen.recv_timeout(DEADLINE).expect("it comes") < at as u64 {};
         let mut client = gateway.connect();
         begin(&mut client, "slow", ALL);
         client.send(pattern(0, SHORT));
