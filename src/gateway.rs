@@ -56,7 +56,7 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
     let given = inherited.as_mut().and_then(|inherited| inherited.management.take());
     let wanted = SocketAddr::new(config.server.host, config.server.port);
     let Listeners { shares, sockets, is_shared, are_inherited, deaf, predecessor } =
-        listeners::open(inherited, wanted, runtime::is_epoll(driver), workers, config.server.backlog)?;
+        listeners::open(inherited, wanted, workers, config.server.backlog)?;
     let address = sockets.first().context("there is no worker")?.local_addr()?;
     let admin_listener = config.admin.listen.map(|address| listeners::open_admin(address, given)).transpose()?;
     let admin_socket = admin_listener.as_ref().map(TcpListener::try_clone).transpose()?;

@@ -19,7 +19,6 @@ use std::slice;
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rustix::fs::OFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -76,8 +75,8 @@ impl Predecessor {
 
 /// Closes what came along by accident, in a process that was started by a hand-over. To be called before anything else.
 ///
-/// Connections that are accepted on io_uring are passed on to whatever process is started (monoio accepts without
-/// `SOCK_CLOEXEC`): a client of the old process would not see it close while the next one holds the connection too.
+/// Versions that accepted by monoio's operation passed connections on to whatever process they started, since it accepts without
+/// `SOCK_CLOEXEC`: a client of the old process would not see it close while the next one holds the connection too.
 #[allow(unsafe_code)]
 pub fn close_strays() {
     const FIRST: libc::c_uint = 3;
@@ -135,15 +134,9 @@ fn receive(stream: UnixStream) -> io::Result<Inherited> {
 }
 
 impl Inherited {
-    /// Whether these are sockets at `address` and of the kind that the driver takes: epoll needs them
-    /// not to block, io_uring needs them to, and what one process makes of a socket holds for the other too, while that is
-    /// still accepting. Those of a service manager are taken wherever they are.
-    pub fn fits(&self, address: SocketAddr, is_epoll: bool) -> bool {
-        self.sockets.iter().all(|socket| {
-            let flags = rustix::fs::fcntl_getfl(socket).unwrap_or(OFlags::empty());
-            let suits = self.predecessor.is_none() || flags.contains(OFlags::NONBLOCK) == is_epoll;
-            suits && (self.is_shared || is_at(socket, address))
-        })
+    /// Whether these are sockets at `address`. Those of a service manager are taken wherever they are.
+    pub fn fits(&self, address: SocketAddr) -> bool {
+        self.is_shared || self.sockets.iter().all(|socket| is_at(socket, address))
     }
 }
 
@@ -336,11 +329,8 @@ mod tests {
         let (other, _) = UnixStream::pair().expect("a pair");
         let inherited =
             Inherited { sockets: own, management: None, is_shared: false, predecessor: Some(Predecessor(other)) };
-        let fits = |address: &str, is_epoll| inherited.fits(address.parse().expect("an address"), is_epoll);
-        assert!(fits(&format!("127.0.0.1:{port}"), false) && fits("127.0.0.1:0", false));
-        assert!(!fits(&format!("0.0.0.0:{port}"), false) && !fits(&format!("127.0.0.1:{}", port ^ 1), false));
-        // What the other driver has made of it.
-        inherited.sockets[0].set_nonblocking(true).expect("a socket");
-        assert!(fits("127.0.0.1:0", true) && !fits("127.0.0.1:0", false));
+        let fits = |address: &str| inherited.fits(address.parse().expect("an address"));
+        assert!(fits(&format!("127.0.0.1:{port}")) && fits("127.0.0.1:0"));
+        assert!(!fits(&format!("0.0.0.0:{port}")) && !fits(&format!("127.0.0.1:{}", port ^ 1)));
     }
 }

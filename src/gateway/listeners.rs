@@ -30,14 +30,13 @@ pub struct Listeners {
 pub fn open(
     inherited: Option<Inherited>,
     address: SocketAddr,
-    is_epoll: bool,
     workers: usize,
     backlog: u32,
 ) -> anyhow::Result<Listeners> {
     let (fitting, predecessor) = match inherited {
-        Some(inherited) if inherited.fits(address, is_epoll) => (Some(inherited), None),
+        Some(inherited) if inherited.fits(address) => (Some(inherited), None),
         Some(Inherited { predecessor, .. }) => {
-            tracing::warn!(%address, "the address or the driver is another one: the sockets of the process before are not used");
+            tracing::warn!(%address, "the address is another one: the sockets of the process before are not used");
             (None, predecessor)
         }
         None => (None, None),

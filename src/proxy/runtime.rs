@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
-use super::accept::{ACCEPTS_MAX, Acceptor};
+use super::accept::Acceptor;
 use super::usher::Usher;
 use super::watch::{Registry, TICK};
 use super::worker::{Parts, Worker};
@@ -102,15 +102,6 @@ pub fn run(
     }
 }
 
-/// Whether workers will run on epoll, as far as that can be told beforehand.
-pub fn is_epoll(driver: Driver) -> bool {
-    match driver {
-        Driver::Epoll => true,
-        Driver::IoUring => false,
-        Driver::Auto => io_uring::IoUring::new(2).is_err(),
-    }
-}
-
 /// Climbs down the ladder until something holds.
 fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
@@ -156,21 +147,13 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
         monoio::spawn(ushering);
         worker.take_turns(usher);
     }
-    // Of workers that wait on one socket, the one that has more accepts under way would get more of the clients.
-    let accepts_max = if is_epoll || siblings_listen { 1 } else { (ACCEPTS_MAX / listeners.len()).max(1) };
     let listening = Rc::new(Cell::new(listeners.len()));
     for listener in listeners {
-        let acceptor = Rc::new(Acceptor::new(listener, accepts_max, is_shared, is_epoll)?);
-        monoio::spawn({
-            let (worker, acceptor, listening) = (Rc::clone(&worker), Rc::clone(&acceptor), Rc::clone(&listening));
-            async move {
-                acceptor.run(&worker).await;
-                listening.set(listening.get() - 1);
-            }
-        });
-        monoio::spawn({
-            let worker = Rc::clone(&worker);
-            async move { acceptor.close_on_drain(&worker).await }
+        let acceptor = Acceptor::new(listener, is_shared, siblings_listen, is_epoll)?;
+        let (worker, listening) = (Rc::clone(&worker), Rc::clone(&listening));
+        monoio::spawn(async move {
+            acceptor.run(&worker).await;
+            listening.set(listening.get() - 1);
         });
     }
     // The heartbeat, until the drain is over: nobody left, or no time left.

@@ -115,8 +115,6 @@ pub struct Worker {
     /// The most client connections.
     pub connections_max: u32,
     connections: Cell<u32>,
-    /// Accepts under way, on all listeners.
-    pub accepting: Cell<u32>,
     loaded: RefCell<Rc<Loaded>>,
     known: RefCell<Known>,
     log: RefCell<LogSender>,
@@ -168,7 +166,6 @@ impl Worker {
             random: RefCell::new(fastrand::Rng::new()),
             connections_max: parts.connections_max,
             connections: Cell::new(0),
-            accepting: Cell::new(0),
             loaded: RefCell::new(loaded),
             known: RefCell::new(known),
             log: RefCell::new(parts.log),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::dns::{DnsServer, TTL};
-use crate::support::{Backend, Gateway, service, until};
+use crate::support::{Backend, Gateway, RaisedAtEnd, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -81,6 +81,7 @@ fn addresses_come_and_go_while_requests_pass() {
 
     let (stop, passed) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let _end = RaisedAtEnd(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -104,7 +105,6 @@ fn addresses_come_and_go_while_requests_pass() {
             after.0 == before.0 && after.1 > before.1
         });
         within_ttl("removed addresses", started);
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(passed.load(Ordering::Relaxed) > 0);
     assert_eq!(count(&gateway, FAILED), 0);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::redis::RedisServer;
 use crate::support::client::Response;
-use crate::support::{Backend, Gate, Gateway, service, until};
+use crate::support::{Backend, Gate, Gateway, RaisedAtEnd, service, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const KEY: &str = "rw_the-key-of-the-admin-is-long";
@@ -283,6 +283,7 @@ fn traffic_moves_without_losing_a_request() {
     let gateway = Gateway::start_with("workers = 2", &tables(&first, ""));
     let done = AtomicBool::new(false);
     let sent = thread::scope(|scope| {
+        let end = RaisedAtEnd(&done);
         let clients: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
@@ -302,7 +303,7 @@ fn traffic_moves_without_losing_a_request() {
             until("it gets requests", || second.requests().len() > before + 10);
             assert_eq!(ask(&gateway, "DELETE", &at, "").status, 204);
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         clients.into_iter().map(|client| client.join().expect("no panic")).sum::<usize>()
     });
     assert_eq!(first.requests().len() + second.requests().len(), sent, "each once");

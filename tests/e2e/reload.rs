@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::support::{Backend, Gate, Gateway, service, until};
+use crate::support::{Backend, Gate, Gateway, RaisedAtEnd, service, until};
 
 const APPLIED: &str = "api_gateway_config_reload_total{result=\"applied\"}";
 const INVALID: &str = "api_gateway_config_reload_total{result=\"invalid\"}";
@@ -193,6 +193,7 @@ fn no_request_fails_while_the_configuration_changes() {
     let gateway = Gateway::start_with("workers = 2", &tables(0));
     let done = AtomicBool::new(false);
     let answered: usize = thread::scope(|scope| {
+        let end = RaisedAtEnd(&done);
         let clients: Vec<_> = (0..8)
             .map(|index| {
                 let (gateway, done) = (&gateway, &done);
@@ -214,7 +215,7 @@ fn no_request_fails_while_the_configuration_changes() {
         for index in 0..RELOADS {
             gateway.reload(&tables(index + 1));
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         clients.into_iter().map(|client| client.join().expect("no failure")).sum()
     });
     assert!(answered > RELOADS, "{answered}");

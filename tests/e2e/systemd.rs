@@ -103,6 +103,25 @@ fn who_was_queued_before_the_start_is_answered() {
     }
 }
 
+/// Whether calls on a socket block holds for all who have it, and systemd makes them block for each process that it starts with it.
+#[test]
+fn what_others_make_of_the_socket_holds_no_worker_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let activate = format!("python3 -c '{ACTIVATE}' {}", rustix_descriptor(&listener));
+    for driver in ["io_uring", "epoll"] {
+        let server = format!("workers = 1\ndriver = \"{driver}\"");
+        let mut gateway = Gateway::start_command(with(&[], &activate), &server, "");
+        listener.set_nonblocking(false).expect("a socket");
+        for _ in 0..2 {
+            let mut client = gateway.connect();
+            client.send("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(client.response().status, 200, "{driver}");
+        }
+        gateway.signal("TERM");
+        assert!(gateway.wait_exit().success());
+    }
+}
+
 /// The listener's descriptor, inheritable under another number.
 fn rustix_descriptor(listener: &TcpListener) -> i32 {
     use std::os::fd::{AsRawFd, IntoRawFd};

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{OK, PATH, ask, is_stale, json, listed, on_redis, register, share, tables};
 use crate::redis::RedisServer;
-use crate::support::{Backend, Gateway, service, until};
+use crate::support::{Backend, Gateway, RaisedAtEnd, service, until};
 
 const OTHER: &str = "/api/v1/services/other/instances";
 const HASH: &str = "t:registry:api";
@@ -324,6 +324,7 @@ fn who_comes_and_goes_quickly_hides_nobody() {
     let gateways = [on_redis(&first, &redis), on_redis(&first, &redis)];
     let done = std::sync::atomic::AtomicBool::new(false);
     let slowest = thread::scope(|scope| {
+        let _end = RaisedAtEnd(&done);
         for client in 0..4 {
             let (gateway, done) = (&gateways[0], &done);
             scope.spawn(move || {
@@ -333,7 +334,7 @@ fn who_comes_and_goes_quickly_hides_nobody() {
                 }
             });
         }
-        let slowest = (0..10)
+        (0..10)
             .map(|_| {
                 let start = Instant::now();
                 let at = register(&gateways[1], &second.url(), 60);
@@ -342,9 +343,7 @@ fn who_comes_and_goes_quickly_hides_nobody() {
                 until("the other one has it no more", || !listed(&gateways[0]).contains(&second.url()));
                 start.elapsed()
             })
-            .max();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        slowest
+            .max()
     });
     assert!(slowest < Some(Duration::from_secs(1)), "{slowest:?}");
     for gateway in &gateways {

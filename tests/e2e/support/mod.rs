@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod kernel;
 pub mod prometheus;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,6 +51,16 @@ pub fn until_still(what: &str, number: impl Fn() -> u64) {
         thread::sleep(QUIET / 2);
         seen > 0 && number() == seen
     });
+}
+
+/// Raises a flag when it is dropped, by the unwinding of a test that fails at the latest: threads that go on until then would
+/// otherwise never end, and the test with them.
+pub struct RaisedAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for RaisedAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// `[services.<name>]` with a prefix of the same name, and further lines.
