@@ -44,6 +44,8 @@ pub enum Next {
     KeepAlive,
     /// The end, once the client has had the chance to read the answer.
     Linger,
+    /// The end, for which nobody has to wait: the request was the last, and all that was begun on the socket is over.
+    Last,
     /// The end.
     Close,
 }
@@ -101,6 +103,10 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
         (client, buf) = (done.client, done.buf);
         match done.next {
             Next::KeepAlive => worker.share(&mut turns).await,
+            Next::Last => {
+                client.socket.close();
+                break;
+            }
             Next::Close => break,
             Next::Linger => {
                 // Rare and large, so kept out of the connection's own future.

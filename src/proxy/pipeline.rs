@@ -23,6 +23,11 @@ use crate::http::response::Asked;
 use crate::snapshot::{RouteId, ServiceKind};
 use crate::traffic::{path, route};
 
+/// So many bytes of an answer are left to the kernel to deliver, once nothing more is to come from its client: nobody waits until it has
+/// taken them in. Less than goes out before anything is acknowledged (RFC 6928), so that nothing is unsent when the connection is
+/// closed, and little for the kernel to keep where a client takes nothing in.
+const LEFT_TO_KERNEL_MAX: u64 = 8 * 1024;
+
 /// What the stages decided.
 #[derive(Debug)]
 enum Verdict {
@@ -56,12 +61,20 @@ pub async fn serve(
         tx.tries.begun = Some(Instant::now());
     }
     // By reference, or the future would have room for each of them twice.
-    match &mut verdict {
+    let next = match &mut verdict {
         Verdict::Answer(problem) => answer::problem(&mut tx, client, problem).await,
         Verdict::Options => answer::options(&mut tx, client).await,
         Verdict::Preflight => answer::preflight(&mut tx, client).await,
         Verdict::Health(which) => answer::health(&mut tx, client, *which).await,
         Verdict::Forward(plan) => upstream::forward(&mut tx, client, buf, plan).await,
+    };
+    match next {
+        Next::Linger
+            if tx.is_last && tx.bytes_out <= LEFT_TO_KERNEL_MAX && buf.is_empty() && !client.socket.has_unread() =>
+        {
+            Next::Last
+        }
+        next => next,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use futures_util::FutureExt;
@@ -92,6 +92,27 @@ impl Socket {
         let mut byte = [0u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Closes it, once all that was begun on it is over. A drop costs more: it shuts the socket down first, and on io_uring it closes it by
+    /// an operation that monoio then cancels, since nobody waits for its end.
+    #[allow(unsafe_code)]
+    pub fn close(self) {
+        let Socket { watch, reader, writer, fd: _ } = self;
+        drop(watch);
+        let fd = match (reader, writer) {
+            (Reader::Client(Half::Tcp(reader)), Writer::Tcp(writer)) => {
+                reader.reunite(writer).map(TcpStream::into_raw_fd).ok()
+            }
+            _ => None,
+        };
+        // SAFETY: monoio has just given it up, and nobody else closes it.
+        drop(fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    }
+
+    /// Whether something has come that nobody has read. A close would then reset the connection.
+    pub fn has_unread(&self) -> bool {
+        !matches!(rustix::io::ioctl_fionread(borrow(self.fd)), Ok(0))
     }
 
     /// Whether the peer has still to take in something that was sent.

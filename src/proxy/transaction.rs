@@ -12,6 +12,7 @@ use super::limiter::Held;
 use super::loaded::{Loaded, ServiceState};
 use super::pool::EndpointState;
 use super::worker::Worker;
+use crate::http::body::Framing;
 use crate::http::method::Method;
 use crate::http::request::{RequestHead, Version};
 use crate::http::response::Replaces;
@@ -82,8 +83,9 @@ pub struct Transaction<'a> {
     pub version: Version,
     /// Whether the client's connection lives on.
     pub persistent: bool,
-    /// Whether the client itself said that this is its last request on the connection.
-    pub client_closes: bool,
+    /// Whether nothing more is to come from the client, which said so itself: no other request (RFC 9112, section 9.6), and no
+    /// body of this one.
+    pub is_last: bool,
     /// The route's identity in the counters.
     pub route: RouteId,
     /// The status answered, 0 while there is none.
@@ -142,7 +144,7 @@ impl<'a> Transaction<'a> {
             method: Method::Get,
             version: Version::Http11,
             persistent: false,
-            client_closes: false,
+            is_last: false,
             route: RouteId::NONE,
             status: 0,
             answer_begun: false,
@@ -171,7 +173,7 @@ impl<'a> Transaction<'a> {
     pub fn identify(&mut self, head: &RequestHead<'_>) {
         self.method = head.method;
         self.version = head.version;
-        self.client_closes = !head.persistent;
+        self.is_last = !head.persistent && head.framing == Framing::None;
         self.persistent = head.persistent && !self.worker.is_draining();
         self.scratch.method.extend_from_slice(head.method_token);
         self.scratch.target.extend_from_slice(head.target);

@@ -197,19 +197,15 @@ async fn exchange(
                 if reusable && upload_done {
                     give_back(tx, upstream);
                 }
-                return Ok(after(tx, client, upload_done));
+                return Ok(after(tx, upload_done));
             }
         }
     }
 }
 
 /// What follows a request that was answered.
-fn after(tx: &Transaction<'_>, client: &Client, upload_done: bool) -> Next {
-    match tx.persistent && upload_done {
-        true => Next::KeepAlive,
-        false if upload_done && tx.client_closes && !client.socket.has_undelivered() => Next::Close,
-        false => Next::Linger,
-    }
+fn after(tx: &Transaction<'_>, upload_done: bool) -> Next {
+    if tx.persistent && upload_done { Next::KeepAlive } else { Next::Linger }
 }
 
 /// How many requests may go out together, this one among them.
@@ -277,7 +273,7 @@ async fn ride(
             {
                 give_back(tx, upstream);
             }
-            Ok(Some(after(tx, client, true)))
+            Ok(Some(after(tx, true)))
         }
         Err(_) if client.socket.watch.peer_gone() => Err((Failure::ClientGone, Progress::Gone)),
         Err(failure) => {

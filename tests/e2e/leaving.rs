@@ -114,3 +114,58 @@ fn a_client_that_leaves_a_silent_stream_is_noticed() {
     assert_eq!((&line["status"], &line["error"]), (&499.into(), &"client_gone".into()), "{line}");
     ended.pass();
 }
+
+/// How many connections the gateway still has besides the one it is asked on, once the answer to `request` has been read to the end;
+/// `late` is sent once the backend has the request.
+fn left_open(gateway: &Gateway, request: &str, late: Option<(&Backend, &Gate, &str)>) -> u64 {
+    loop {
+        let mut other = gateway.connect();
+        let mut client = gateway.connect();
+        let begun = Instant::now();
+        client.send(request);
+        if let Some((backend, gate, late)) = late {
+            let before = backend.requests().len();
+            until("the backend has it", || backend.requests().len() > before);
+            client.send(late);
+            gate.open();
+        }
+        let answer = client.read_to_end().expect("an orderly end");
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
+        other.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+        let health: Value = serde_json::from_str(&other.response().text()).expect("JSON");
+        // Nobody lingers longer: later on it would say nothing.
+        if begun.elapsed() < Duration::from_millis(900) {
+            return health["connections"].as_u64().expect("a number") - 1;
+        }
+    }
+}
+
+#[test]
+fn who_has_nothing_more_to_say_is_not_waited_for() {
+    let gate = Gate::default();
+    let gated = Backend::gated(&gate);
+    let short = Backend::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let long = Backend::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{}", "x".repeat(9_000)));
+    let services = service("api", &[short.url()], "")
+        + &service("long", &[long.url()], "")
+        + &service("gated", &[gated.url()], "");
+    for driver in ["io_uring", "epoll"] {
+        let check = |request: &str, late: Option<&str>, expected: u64| {
+            let gateway = Gateway::start_with(&format!("workers = 1\ndriver = \"{driver}\""), &services);
+            let left = left_open(&gateway, request, late.map(|late| (&gated, &gate, late)));
+            assert_eq!(left, expected, "{driver}: {request}{late:?}");
+        };
+        check("GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", None, 0);
+        check("GET /api HTTP/1.0\r\n\r\n", None, 0);
+        check("GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", None, 0);
+        check("GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", None, 0);
+        check("GET /gated/slow HTTP/1.0\r\n\r\n", Some(""), 0);
+        // A reset that answers more from the client could overtake the answer: stray line ends, another request.
+        check("GET /gated/slow HTTP/1.0\r\n\r\n", Some("\r\n"), 1);
+        check("POST /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", None, 1);
+        check("GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /api HTTP/1.1\r\n", None, 1);
+        check("GET /api HTTP/1.1\r\nbroken\r\n\r\n", None, 1);
+        // Much of an answer may still have to be sent.
+        check("GET /long HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", None, 1);
+    }
+}
