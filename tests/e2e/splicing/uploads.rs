@@ -345,12 +345,19 @@ fn an_urgent_byte_in_between_does_not_stop_it() {
         let upstream = Upstream::start();
         let gateway = gateway_on(driver, &upstream.backend, LIMITS);
         let mut client = gateway.connect();
-        begin(&mut client, "urgent", SHORT);
-        client.send(pattern(0, SHORT / 2));
-        assert_eq!(rustix::net::send(&client.stream, b"!", SendFlags::OOB), Ok(1));
-        client.send(pattern((SHORT / 2) as u64, SHORT - SHORT / 2));
-        assert_eq!(client.response().text(), "ok", "{driver}");
-        assert_eq!(gateway.logged("urgent")["bytes_in"], SHORT, "{driver}");
+        // What comes in small pieces, as on a machine that is busy otherwise, needs no pipe.
+        for attempt in 0..20 {
+            let id = format!("urgent-{attempt}");
+            begin(&mut client, &id, SHORT);
+            client.send(pattern(0, SHORT / 2));
+            assert_eq!(rustix::net::send(&client.stream, b"!", SendFlags::OOB), Ok(1));
+            client.send(pattern((SHORT / 2) as u64, SHORT - SHORT / 2));
+            assert_eq!(client.response().text(), "ok", "{driver}");
+            assert_eq!(gateway.logged(&id)["bytes_in"], SHORT, "{driver}");
+            if !pipes(&gateway).is_empty() {
+                break;
+            }
+        }
         assert_eq!((pipes(&gateway).len(), held(&gateway)), (1, 0), "{driver}");
     }
 }
