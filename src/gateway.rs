@@ -22,6 +22,7 @@ use ringway::control::reload::Origin;
 use ringway::control::resolve::{self, Resolved};
 use ringway::control::{admin, build, notify, registry, thread as control};
 use ringway::policy::auth::KeySet;
+use ringway::proxy::accept::Sharing;
 use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::{Parts, RedisParts};
 use ringway::proxy::{accept, descriptors, runtime};
@@ -84,7 +85,11 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
 
     let (log_senders, log_writer) = log::start(workers, LOG_RING_BYTES, io::stdout())?;
     let (span_senders, span_receivers) = span_rings(if config.tracing.enabled { workers } else { 0 });
-    let siblings_listen = is_shared && sockets.len() < workers;
+    let sharing = match is_shared {
+        false => Sharing::Nobody,
+        true if sockets.len() < workers => Sharing::Workers,
+        true => Sharing::Outside,
+    };
     let limits = SharedLimits::new(config.memory_keys);
     let redis = redis_parts(config, &resolved);
     let mut token_key = [0; 16];
@@ -96,8 +101,7 @@ pub fn run(config: &Config, origin: Option<Origin>, ready: impl FnOnce(SocketAdd
         seam: Arc::clone(&seam),
         counters: Arc::clone(counters),
         log,
-        listens_on_shared: is_shared,
-        siblings_listen,
+        sharing,
         connections_max,
         pipes_max: descriptors::pipes_per_worker(descriptors, workers),
         limits: limits.clone(),

@@ -10,6 +10,7 @@ use ringway::control::config::Config;
 use ringway::control::registry::instance::Registered;
 use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
+use ringway::proxy::accept::Sharing;
 use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::Parts;
 use ringway::proxy::{accept, runtime};
@@ -50,8 +51,7 @@ fn a_panic_ends_its_own_connection_alone() {
     let (mut lines, out) = std::io::pipe().expect("a pipe");
     let (mut logs, log_writer) = log::start(1, 1 << 16, out).expect("a thread");
     let parts = Parts {
-        listens_on_shared: false,
-        siblings_listen: false,
+        sharing: Sharing::Nobody,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),

@@ -18,6 +18,7 @@ use ringway::control::resolve::Resolved;
 use ringway::control::{admin, build};
 use ringway::policy::auth::mint::{self, Mint};
 use ringway::policy::auth::{self, Algorithm, KeySet};
+use ringway::proxy::accept::Sharing;
 use ringway::proxy::limiter::SharedLimits;
 use ringway::proxy::worker::Parts;
 use ringway::proxy::{accept, runtime};
@@ -134,8 +135,7 @@ fn allocations(driver: runtime::Driver, policy: &str, request: &[u8], answer: &'
     // Nobody empties it: what finds no room is dropped.
     let (spans, _receiver) = spans::channel();
     let parts = Parts {
-        listens_on_shared: false,
-        siblings_listen: false,
+        sharing: Sharing::Nobody,
         index: 0,
         workers: 1,
         seam: Arc::clone(&seam),

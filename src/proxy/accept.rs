@@ -94,30 +94,39 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<RawSocket> {
     Ok(socket)
 }
 
+/// Who goes on listening on a socket besides the worker that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody.
+    Nobody,
+    /// Another process, as systemd does.
+    Outside,
+    /// Another process, and other workers of this one.
+    Workers,
+}
+
 /// The accept loop and what ends it.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,
-    /// Whether somebody else goes on listening on the same socket, as systemd does.
-    is_shared: bool,
+    sharing: Sharing,
     accepts_max: usize,
     /// What accepted sockets are to be like.
     flags: SocketFlags,
 }
 
 impl Acceptor {
-    /// Takes over a bound listener. `is_shared` says that another process goes on listening on the same socket, `siblings_listen` that
-    /// other workers do.
+    /// Takes over a bound listener.
     ///
     /// # Errors
     /// The driver does not take the descriptor.
-    pub fn new(listener: StdListener, is_shared: bool, siblings_listen: bool, is_epoll: bool) -> io::Result<Acceptor> {
+    pub fn new(listener: StdListener, sharing: Sharing, is_epoll: bool) -> io::Result<Acceptor> {
         listener.set_nonblocking(true)?;
         Ok(Acceptor {
             listener: TcpListener::from_std(listener)?,
-            is_shared,
+            sharing,
             // Of workers that wait on one socket, the first that wakes would take all the clients.
-            accepts_max: if siblings_listen { 1 } else { ACCEPTS_MAX },
+            accepts_max: if sharing == Sharing::Workers { 1 } else { ACCEPTS_MAX },
             // io_uring waits in the kernel, on a blocking socket; epoll must not block.
             flags: if is_epoll { SocketFlags::CLOEXEC | SocketFlags::NONBLOCK } else { SocketFlags::CLOEXEC },
         })
@@ -147,7 +156,7 @@ impl Acceptor {
                 self.failed(worker, Errno::NOMEM).await;
                 continue;
             };
-            if self.is_shared {
+            if self.sharing != Sharing::Nobody {
                 // Whoever else has the socket may have made of it what it likes; a call that blocks would hold the whole worker.
                 let _ = rustix::io::ioctl_fionbio(self.descriptor(), true);
             }
@@ -218,7 +227,7 @@ impl Acceptor {
     }
 
     fn is_left_to_others(&self, worker: &Worker) -> bool {
-        self.is_shared || worker.seam.is_handed_over()
+        self.sharing != Sharing::Nobody || worker.seam.is_handed_over()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

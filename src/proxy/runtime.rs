@@ -125,7 +125,7 @@ fn build(driver: Driver) -> io::Result<(AnyRuntime, Running)> {
 }
 
 async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> io::Result<()> {
-    let (is_shared, siblings_listen) = (parts.listens_on_shared, parts.siblings_listen);
+    let sharing = parts.sharing;
     let gateway = parts.redis.as_ref().map(|redis| redis.gateway);
     let worker = Rc::new(Worker::new(parts, running.driver, running.flags));
     if let Some(gateway) = gateway {
@@ -149,7 +149,7 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
     }
     let listening = Rc::new(Cell::new(listeners.len()));
     for listener in listeners {
-        let acceptor = Acceptor::new(listener, is_shared, siblings_listen, is_epoll)?;
+        let acceptor = Acceptor::new(listener, sharing, is_epoll)?;
         let (worker, listening) = (Rc::clone(&worker), Rc::clone(&listening));
         monoio::spawn(async move {
             acceptor.run(&worker).await;

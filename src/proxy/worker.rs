@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::accept::Sharing;
 use super::batch::Batches;
 use super::buffers::Buffers;
 use super::lane::Lane;
@@ -55,10 +56,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The worker's own way to the access log.
     pub log: LogSender,
-    /// Whether somebody outside this process listens on the same sockets.
-    pub listens_on_shared: bool,
-    /// Whether other workers listen on the same sockets.
-    pub siblings_listen: bool,
+    /// Who else listens on its sockets.
+    pub sharing: Sharing,
     /// The most client connections.
     pub connections_max: u32,
     /// The most pipes for long bodies.
