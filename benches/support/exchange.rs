@@ -263,7 +263,7 @@ impl Worker {
             (chosen, Some(breaker.state(now)), breaker.admit(settings, now));
     }
 
-    /// `upstream::receive` and `render`; `Download::run` for a body that has come with its head.
+    /// `Reply::receive`, for a body that has come with its head.
     fn answer(&mut self, asked: &RequestHead<'_>, known: &mut Known, inbound: &mut [u8]) {
         let loaded = Rc::clone(&self.loaded);
         let (service, state) = (&loaded.snapshot.services[known.service], &loaded.services[known.service]);

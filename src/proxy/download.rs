@@ -4,65 +4,39 @@ use std::mem::take;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::batch::{Seat, Source};
+use super::batch::Seat;
 use super::body;
 use super::failure::Failure;
-use super::reply::{self, Ended};
-use super::socket::{Tcp, Writer};
+use super::reply::Reply;
+use super::socket::Tcp;
 use super::splice::{Pipe, SLOW_BYTES};
-use super::transaction::Transaction;
-use super::watch::{Watch, Watched};
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing};
 use crate::telemetry::counters::Deadline;
 
-/// The answer's body, from upstream to client.
-#[derive(Debug)]
-pub struct Download<'a, 's> {
-    /// The request's record; the client's head stands in its scratch's `out`.
-    pub tx: &'a mut Transaction<'s>,
-    /// The upstream.
-    pub from: Source<'a>,
-    /// The upstream's deadlines.
-    pub from_watch: &'a Watch,
-    /// The client.
-    pub to: &'a mut Writer,
-    /// The client's deadlines.
-    pub to_watch: &'a Watched,
-    /// How the body goes to the client.
-    pub framing: Framing,
-    /// Where in the body the upstream is.
-    pub decoder: Decoder,
-    /// Whether the client takes trailers.
-    pub with_trailers: bool,
-    /// Whether the upstream's connection lives on after the answer.
-    pub upstream_persistent: bool,
-    /// See [`ResponseHead::bodiless`](crate::http::response::ResponseHead::bodiless).
-    pub bodiless: bool,
-    /// Whether it shows where the next answer begins, and that the upstream knows of such: one with a body, of HTTP/1.1.
-    pub pipelines: bool,
-}
-
-impl Download<'_, '_> {
-    /// Sends the head, and with it what of the body came with the upstream's head, which ends at `at` in `inbound`; then
-    /// passes on the rest.
+impl Reply<'_, '_> {
+    /// What of the body came with the upstream's head, which ends at `at` in `inbound`, goes behind the client's. Whether something
+    /// came behind the answer for which no other request waits.
     ///
     /// With the last piece goes the read of the connection's next answer, see [`super::ahead`].
-    pub async fn run(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<Ended, Failure> {
+    pub(super) fn begin_body(&mut self, inbound: &mut Vec<u8>, at: usize) -> Result<bool, Failure> {
         let decoded = self.decoder.decode(&mut inbound[at..]).map_err(Failure::UpstreamBody)?;
-        let mut left_over = at + decoded.consumed < inbound.len();
+        let left_over = at + decoded.consumed < inbound.len();
         let first = &inbound[at..at + decoded.data];
-        self.decoder.push_piece(self.framing, first, self.with_trailers, &mut self.tx.scratch.out);
+        self.decoder.push_piece(self.framing, first, self.plan.accepts_trailers, &mut self.tx.scratch.out);
         self.tx.bytes_out += decoded.data as u64;
         self.tx.answer_begun = true;
         if let Some(seat) = self.hands_on() {
             inbound.drain(..at + decoded.consumed);
             seat.hand_on(take(inbound));
-            left_over = false;
-        } else {
-            self.read_ahead(left_over);
+            return Ok(false);
         }
-        reply::pass(self.tx, self.to, self.to_watch).await?;
+        self.read_ahead(left_over);
+        Ok(left_over)
+    }
 
+    /// Passes on the rest of the body, in the buffer `inbound` to begin with. Whether something came behind the answer for which no other
+    /// request waits; `left_over` says whether it had before.
+    pub(super) async fn rest(&mut self, inbound: &mut Vec<u8>, mut left_over: bool) -> Result<bool, Failure> {
         let idle_body = self.tx.timeouts().idle_body;
         let mut buf = take(inbound);
         let (mut read, mut room) = (buf.len(), buf.capacity());
@@ -122,7 +96,7 @@ impl Download<'_, '_> {
             }
             buf.truncate(CHUNK_OPEN_BYTES + decoded.data);
             self.tx.bytes_out += decoded.data as u64;
-            let start = body::close_piece(self.framing, &self.decoder, self.with_trailers, &mut buf);
+            let start = body::close_piece(self.framing, &self.decoder, self.plan.accepts_trailers, &mut buf);
             let end = buf.len();
             self.read_ahead(left_over);
             let patience = self.tx.worker.patience(self.to_watch, idle_body);
@@ -130,12 +104,8 @@ impl Download<'_, '_> {
             buf = written;
             result.map_err(|_| self.to_watch.ending(Failure::ClientGone))?;
         }
-        if self.tx.scratch.inbound.capacity() == 0 {
-            self.tx.scratch.inbound = buf;
-        } else {
-            self.tx.worker.buffers.give(buf);
-        }
-        Ok(Ended::Complete { reusable: self.upstream_persistent && !left_over })
+        *inbound = buf;
+        Ok(left_over)
     }
 
     /// To whom the rest of the body goes through pipes, of which `left` bytes are to come, if that is known: where it is long, goes from
@@ -157,7 +127,7 @@ impl Download<'_, '_> {
         let mut is_fast = true;
         while is_fast && let Some(left @ 1..) = self.decoder.remaining() {
             worker.share(&mut turns).await;
-            let Some(mut pipe) = self.receive(left, idle_body).await else { break };
+            let Some(mut pipe) = self.fill_pipe(left, idle_body).await else { break };
             is_fast = pipe.held() >= SLOW_BYTES;
             self.decoder.skip(pipe.held() as u64);
             self.tx.bytes_out += pipe.held() as u64;
@@ -173,7 +143,7 @@ impl Download<'_, '_> {
     }
 
     /// Waits for the upstream, for at most `left` bytes; as [`Pipes::receive`](super::splice::Pipes::receive).
-    async fn receive(&mut self, left: u64, idle_body: Duration) -> Option<Pipe> {
+    async fn fill_pipe(&mut self, left: u64, idle_body: Duration) -> Option<Pipe> {
         // Not for longer than this: others may have the connection, or nobody, while the client takes the last of it in.
         let from = self.from.tcp()?;
         self.from_watch.read_until(self.tx.worker.after(idle_body), Deadline::IdleBody);

@@ -109,7 +109,7 @@ async fn work(desk: Rc<Desk<Job, Done>>) -> Infallible {
     let mut scratch = Scratch::default();
     loop {
         let mut job = desk.job().await;
-        let next = pipeline::serve(&job.worker, &mut job.client, &mut job.buf, job.head, &mut scratch).await;
+        let next = pipeline::serve(&mut job, &mut scratch).await;
         desk.done(Done { client: job.client, buf: job.buf, next });
     }
 }

@@ -13,9 +13,9 @@ use super::attempt;
 use super::connection::{Client, Next};
 use super::failure::{AMBIGUOUS_PATH, BODY_TOO_LARGE, MALFORMED_BODY, METHOD_NOT_ALLOWED, NO_ROUTE, OVERLOADED};
 use super::guard;
+use super::lane::Job;
 use super::transaction::{Scratch, Transaction};
 use super::upstream::{self, Plan};
-use super::worker::Worker;
 use crate::http::body::{Decoder, Framing};
 use crate::http::problem::Problem;
 use crate::http::request::{self, Form, Forwarding, HEADER_COUNT_MAX, RequestError, RequestHead};
@@ -38,15 +38,10 @@ enum Verdict {
     Forward(Plan),
 }
 
-/// Serves the request whose head stands at the front of `head`, a place in `buf`, or whose head was refused, in the room of
-/// `scratch`, which is clear before and afterwards. What `buf` holds afterwards is the next request's.
-pub async fn serve(
-    worker: &Rc<Worker>,
-    client: &mut Client,
-    buf: &mut Vec<u8>,
-    head: Result<Range<usize>, Problem>,
-    scratch: &mut Scratch,
-) -> Next {
+/// Serves a request in the room of `scratch`, which is clear before and afterwards. What the job's buffer holds afterwards is the next
+/// request's.
+pub async fn serve(job: &mut Job, scratch: &mut Scratch) -> Next {
+    let Job { worker, client, buf, head } = job;
     let mut tx = Transaction::begin(worker, client.peer, scratch);
     let mut verdict = decide(&mut tx, client, buf, head);
     if tx.awaits_ledger
@@ -83,13 +78,13 @@ fn decide(
     tx: &mut Transaction<'_>,
     client: &Client,
     buf: &mut Vec<u8>,
-    head: Result<Range<usize>, Problem>,
+    head: &Result<Range<usize>, Problem>,
 ) -> Verdict {
     let at = match head {
         Ok(at) => at,
         Err(problem) => {
             tx.identify_as(None, None);
-            return Verdict::Answer(problem);
+            return Verdict::Answer(*problem);
         }
     };
     let loaded = Rc::clone(&tx.loaded);
@@ -111,7 +106,7 @@ fn decide(
     if head.bytes.len() < at.len() {
         // A body stands behind it, or the next request.
         let at = at.start..at.start + head.bytes.len();
-        return decide(tx, client, buf, Ok(at));
+        return decide(tx, client, buf, &Ok(at));
     }
     tx.identify(head);
     let trusted = &loaded.snapshot.trusted_proxies;

@@ -4,7 +4,7 @@
 //! time to the same endpoint only when the first went to a pooled connection that turned out to be dead: not a byte of an
 //! answer had come, the whole request is still at hand, and either its method is idempotent (RFC 9110, section 9.2.2) or
 //! the kernel says that the upstream never received any of it; and when it went out in a [`batch`](super::batch) that came apart.
-//! When it goes to another endpoint is [`attempt`]'s matter, and the answer [`reply`]'s.
+//! When it goes to another endpoint is [`attempt`]'s matter, and the answer [`reply`](super::reply)'s.
 
 use std::cell::Cell;
 use std::io;
@@ -23,7 +23,7 @@ use super::body::{self, Shared, Upload};
 use super::connection::{Client, Next};
 use super::descriptors;
 use super::failure::Failure;
-use super::reply::{self, Ended};
+use super::reply::{Ended, Reply};
 use super::socket::Socket;
 use super::transaction::Transaction;
 use super::tunnel;
@@ -164,8 +164,9 @@ async fn exchange(
                 let (due, deadline) = attempt::answer_due(tx, plan);
                 upstream.watch.read_until(due, deadline);
                 let Socket { reader, watch, .. } = &mut upstream;
-                let source = Source::Own(reader.ahead());
-                reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, &shared).await
+                let from = (Source::Own(reader.ahead()), &**watch);
+                let to = (&mut client.socket.writer, &client.socket.watch);
+                Reply::new(tx, from, to, plan, &shared).receive().await
             }
             // Rare and large, so kept out of the connection's own future.
             Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared)).await,
@@ -261,9 +262,8 @@ async fn ride(
     let (due, deadline) = attempt::answer_due(tx, plan);
     watch.read_until(due, deadline);
     let shared = Shared::new(true, false);
-    let source = Source::Shared(seat);
-    let result =
-        reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, &watch, plan, &shared).await;
+    let to = (&mut client.socket.writer, &client.socket.watch);
+    let result = Reply::new(tx, (Source::Shared(seat), &watch), to, plan, &shared).receive().await;
     client.socket.watch.waited();
     match result {
         Ok(ended) => {
@@ -419,9 +419,10 @@ async fn duplex(
             response_header,
             leave_due,
         };
-        let source = Source::Own(reader.ahead());
-        let receive = reply::receive(tx, &mut client.socket.writer, &client.socket.watch, source, watch, plan, shared);
-        body::run_both(upload.run(), receive, shared, first_read).await
+        let from = (Source::Own(reader.ahead()), &**watch);
+        let to = (&mut client.socket.writer, &client.socket.watch);
+        let mut reply = Reply::new(tx, from, to, plan, shared);
+        body::run_both(upload.run(), reply.receive(), shared, first_read).await
     };
     plan.body = body;
     tx.bytes_in = received.get();
