@@ -9,16 +9,19 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use super::buffers::Place;
 use super::lane::{Desk, Lane};
+use super::multishot::{Inbox, Look, Outbox};
 use super::socket::{Filled, Half, Tcp};
 
 /// The receiving direction of an upstream connection. A read that has begun goes on while nobody waits for it.
 pub struct Ahead {
     lane: Lane<Order, Filled>,
+    inbox: Inbox,
     tcp: Option<Tcp>,
     state: State,
     /// Held by a read that no request waits for yet.
@@ -43,15 +46,31 @@ impl std::fmt::Debug for Ahead {
 }
 
 impl Ahead {
-    /// Reads from `half` from now on; no read has begun yet.
-    pub fn new(half: Half) -> Ahead {
+    /// Reads from `half`, which is a half of `fd`, from now on; no read has begun yet.
+    pub fn new(half: Half, fd: RawFd) -> Ahead {
         let tcp = half.tcp();
-        Ahead { lane: Lane::new(|desk| work(half, desk)), tcp, state: State::Quiet, place: None }
+        let inbox = if tcp.is_some() { Inbox::open(fd) } else { Inbox::NONE };
+        Ahead { lane: Lane::new(|desk| work(half, desk)), inbox, tcp, state: State::Quiet, place: None }
     }
 
-    /// The connection, where it is TCP: for who reads from it otherwise, while no read has begun.
+    /// The connection, where it is TCP and all that has come of it was read: for who reads from it otherwise, while no read has begun.
     pub fn tcp(&self) -> Option<Tcp> {
-        self.tcp.clone()
+        if self.inbox.holds() { None } else { self.tcp.clone() }
+    }
+
+    /// The other side of what the driver receives by itself.
+    pub fn outbox(&self) -> Outbox {
+        self.inbox.outbox()
+    }
+
+    /// What the driver receives by itself.
+    pub fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
+    /// Whether nothing has come since the last that was read, as of the last time that the driver was asked; `None` where nobody reads.
+    pub fn is_quiet(&mut self) -> Option<bool> {
+        if self.has_begun() { Some(self.is_pending()) } else { self.inbox.is_quiet() }
     }
 
     /// Begins to read into `buf`, for whoever comes to [`Ahead::poll_read`]. No other read may have begun.
@@ -63,12 +82,12 @@ impl Ahead {
     }
 
     /// Whether a read has begun whose end nobody has had.
-    pub fn has_begun(&self) -> bool {
+    fn has_begun(&self) -> bool {
         !matches!(self.state, State::Quiet)
     }
 
     /// Whether the read that has begun has not ended, as of the last time that the driver was asked.
-    pub fn is_pending(&mut self) -> bool {
+    fn is_pending(&mut self) -> bool {
         self.advance(&mut Context::from_waker(Waker::noop()));
         matches!(self.state, State::Reading)
     }
@@ -80,26 +99,28 @@ impl Ahead {
 
     /// Reads at most `most` bytes into `buf`. No other read may have begun.
     pub fn read(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
-        let mut order = Some((buf, most));
-        poll_fn(move |cx| {
-            if let Some((buf, most)) = order.take() {
-                self.order(buf, most);
-            }
-            self.poll(cx)
-        })
+        let mut lend = Some(move || buf);
+        poll_fn(move |cx| self.poll_read(&mut lend, most, cx))
     }
 
-    /// What the read brings that has begun; or else, at most `most` bytes into what `lend` gives when this is polled first.
+    /// What the read brings that has begun; or else, at most `most` bytes into what `lend` gives, once there is something to be read, or a
+    /// buffer is needed to find out.
     pub fn poll_read(
         &mut self,
         lend: &mut Option<impl FnOnce() -> Vec<u8>>,
         most: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Filled> {
-        if let Some(lend) = lend.take()
-            && !self.has_begun()
-        {
-            self.order(lend(), most);
+        if !self.has_begun() && lend.is_some() {
+            let look = ready!(self.inbox.poll_look(cx));
+            let Some(lend) = lend.take() else { return Poll::Pending };
+            let mut buf = lend();
+            if look == Look::Something
+                && let Some(result) = self.inbox.take(&mut buf, most)
+            {
+                return Poll::Ready((result, buf));
+            }
+            self.order(buf, most);
         }
         self.poll(cx)
     }

@@ -112,6 +112,10 @@ async fn send(
     tx.status = status;
     tx.answer_begun = true;
     tx.bytes_out += body_bytes as u64;
+    if tx.persistent && client.socket.writer.post(&out) {
+        tx.scratch.out = out;
+        return Next::KeepAlive;
+    }
     let patience = tx.worker.patience(&client.socket.watch, tx.loaded.snapshot.timeouts.idle_body);
     let (result, out) = client.socket.writer.write_all(out, patience).await;
     tx.scratch.out = out;

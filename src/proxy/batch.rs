@@ -19,6 +19,7 @@ use std::task::{Poll, Waker};
 
 use super::ahead::Ahead;
 use super::buffers::Place;
+use super::multishot::Inbox;
 use super::pool::EndpointState;
 use super::socket::{Filled, Socket, Tcp};
 use super::watch::{Millis, TICK, Watch};
@@ -358,6 +359,16 @@ impl Source<'_> {
         match self {
             Source::Own(_) => true,
             Source::Shared(seat) => seat.is_last(),
+        }
+    }
+
+    /// What the driver receives by itself of the connection, if there still is one.
+    pub fn with_inbox<T>(&mut self, f: impl FnOnce(&mut Inbox) -> T) -> Option<T> {
+        match self {
+            Source::Own(ahead) => Some(f(ahead.inbox())),
+            Source::Shared(seat) => {
+                seat.batch.socket.borrow_mut().as_mut().map(|socket| f(socket.reader.ahead().inbox()))
+            }
         }
     }
 

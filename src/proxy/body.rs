@@ -107,6 +107,7 @@ pub struct Upload<'a> {
 impl Upload<'_> {
     /// Passes the body on to its end. An upstream that takes no more is no failure of the upload: its answer may be there.
     pub async fn run(mut self) -> Result<(), Failure> {
+        self.from.disarm().await;
         let mut buf = self.worker.buffers.large();
         let mut place = None;
         let mut turns = 0;

@@ -44,7 +44,7 @@ pub enum Next {
     KeepAlive,
     /// The end, once the client has had the chance to read the answer.
     Linger,
-    /// The end, for which nobody has to wait: the request was the last, and all that was begun on the socket is over.
+    /// The end, for which nobody has to wait: the request was the last, and nothing is being read or sent any more.
     Last,
     /// The end.
     Close,
@@ -90,9 +90,13 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
             if let Some(head) = arrival.look(worker, &client, &mut buf) {
                 break Some(head);
             }
-            let (result, filled) = client.socket.reader.read(std::mem::take(&mut buf)).await;
+            let found = client.socket.reader.look().await;
+            if buf.capacity() == 0 {
+                buf = worker.buffers.idle();
+            }
+            let (result, filled) = client.socket.reader.read_found(found, std::mem::take(&mut buf)).await;
             buf = filled;
-            if !arrival.came(worker, &client, &mut buf, matches!(result, Ok(read) if read > 0)) {
+            if !arrival.came(worker, &mut client, &mut buf, matches!(result, Ok(read) if read > 0)) {
                 break arrival.given_up(&client, &buf);
             }
         };
@@ -102,10 +106,13 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
         worker.give_lane(lane);
         (client, buf) = (done.client, done.buf);
         match done.next {
-            Next::KeepAlive => worker.share(&mut turns).await,
+            Next::KeepAlive => {
+                client.socket.stay_armed();
+                worker.share(&mut turns).await;
+            }
             Next::Last => {
-                client.socket.close();
-                break;
+                worker.buffers.give(buf);
+                return client.socket.close();
             }
             Next::Close => break,
             Next::Linger => {
@@ -116,6 +123,18 @@ async fn run(worker: &Rc<Worker>, mut client: Box<Client>) {
         }
     }
     worker.buffers.give(buf);
+    if !client.socket.writer.is_settled() {
+        // Rare, so kept out of the connection's own future.
+        Box::pin(settle(worker, &mut client)).await;
+    }
+}
+
+/// The last answer is sent before the connection ends.
+async fn settle(worker: &Worker, client: &mut Client) {
+    client.socket.watch.read_done();
+    let patience = worker.patience(&client.socket.watch, worker.loaded().snapshot.timeouts.idle_body);
+    // Whoever takes no more is not told anything, either.
+    let _ = client.socket.writer.settle(patience).await;
 }
 
 /// A head on its way. What an earlier read brought along is looked at first.
@@ -148,7 +167,7 @@ impl Arrival {
         }
         self.is_idle = self.skip == buf.len();
         if self.is_idle {
-            worker.buffers.give(std::mem::replace(buf, worker.buffers.idle()));
+            worker.buffers.give(std::mem::take(buf));
             watch.idle(worker.now());
             watch.read_until(self.idle_until, Deadline::KeepaliveIdle);
             return None;
@@ -170,21 +189,20 @@ impl Arrival {
     }
 
     /// A read into `buf` is over; whether it brought anything.
-    fn came(&mut self, worker: &Worker, client: &Client, buf: &mut Vec<u8>, is_something: bool) -> bool {
+    fn came(&mut self, worker: &Worker, client: &mut Client, buf: &mut Vec<u8>, is_something: bool) -> bool {
         worker.set_now(Instant::now());
         if !self.is_idle {
             return is_something;
         }
-        let watch = &client.socket.watch;
         worker.buffers.idle_over(buf);
-        watch.busy();
+        client.socket.watch.busy();
         if is_something && buf.len() == buf.capacity() && worker.buffers.is_small(buf) {
             // The rest is most likely there: a body that is would otherwise go on behind its head, by itself.
             make_room(worker, buf);
             client.socket.read_ready(buf);
         }
         // It was found idle and ended; a request may have come since.
-        is_something || watch.ended_idle() && client.socket.read_ready(buf)
+        is_something || client.socket.watch.ended_idle() && client.socket.read_ready(buf)
     }
 
     /// No more comes; what is to be said to that.
@@ -208,6 +226,7 @@ fn make_room(worker: &Worker, buf: &mut Vec<u8>) {
 /// Says that no more will come, and reads on for a moment: a socket that is closed with unread bytes resets the
 /// connection, and the reset can overtake the answer.
 async fn linger(worker: &Worker, client: &mut Client, buf: &mut Vec<u8>) {
+    settle(worker, client).await;
     client.socket.writer.finish().await;
     let mut discarded = 0;
     let mut rounds = 0;

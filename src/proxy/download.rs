@@ -1,17 +1,23 @@
 //! An answer's body on its way.
 
+use std::future::poll_fn;
 use std::mem::take;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::batch::Seat;
 use super::body;
 use super::failure::Failure;
+use super::multishot::Inbox;
 use super::reply::Reply;
 use super::socket::Tcp;
 use super::splice::{Pipe, SLOW_BYTES};
 use crate::http::body::{CHUNK_OPEN_BYTES, Decoder, Framing};
 use crate::telemetry::counters::Deadline;
+
+/// Of a body of which no more is to come than this, receives stay armed.
+const ARMED_MAX: u64 = 64 * 1024;
 
 impl Reply<'_, '_> {
     /// What of the body came with the upstream's head, which ends at `at` in `inbound`, goes behind the client's. Whether something
@@ -25,6 +31,9 @@ impl Reply<'_, '_> {
         self.decoder.push_piece(self.framing, first, self.plan.accepts_trailers, &mut self.tx.scratch.out);
         self.tx.bytes_out += decoded.data as u64;
         self.tx.answer_begun = true;
+        if self.decoder.is_done() {
+            self.from.with_inbox(Inbox::arm);
+        }
         if let Some(seat) = self.hands_on() {
             inbound.drain(..at + decoded.consumed);
             seat.hand_on(take(inbound));
@@ -38,6 +47,9 @@ impl Reply<'_, '_> {
     /// request waits; `left_over` says whether it had before.
     pub(super) async fn rest(&mut self, inbound: &mut Vec<u8>, mut left_over: bool) -> Result<bool, Failure> {
         let idle_body = self.tx.timeouts().idle_body;
+        if self.decoder.remaining().is_none_or(|left| left > ARMED_MAX) {
+            self.disarm().await;
+        }
         let mut buf = take(inbound);
         let (mut read, mut room) = (buf.len(), buf.capacity());
         let mut place = None;
@@ -106,6 +118,11 @@ impl Reply<'_, '_> {
         }
         *inbound = buf;
         Ok(left_over)
+    }
+
+    /// The upstream's receive does not stay armed: what it sends is long.
+    async fn disarm(&mut self) {
+        poll_fn(|cx| self.from.with_inbox(|inbox| inbox.poll_disarm(cx)).unwrap_or(Poll::Ready(()))).await;
     }
 
     /// To whom the rest of the body goes through pipes, of which `left` bytes are to come, if that is known: where it is long, goes from
@@ -178,6 +195,7 @@ impl Reply<'_, '_> {
             && self.upstream_persistent
             && !left_over
             && self.from.is_idle_next()
+            && self.from.with_inbox(Inbox::begin) == Some(false)
             && let Some((buf, place)) = self.tx.worker.buffers.ahead()
         {
             self.from.read_ahead(buf, place);

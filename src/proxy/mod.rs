@@ -11,8 +11,8 @@
 //! - [`upstream`]: the exchange with an endpoint; [`reply`]: its answer; [`body`], [`download`]: the bodies both ways;
 //!   [`splice`]: long ones without a copy; [`batch`]: requests that go out together; [`tunnel`]: after an upgrade.
 //! - [`answer`]: what the gateway says itself; [`failure`]: what can go wrong and what it is answered with.
-//! - [`worker`]: what all connections of a core share; [`loaded`], [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`]:
-//!   its parts.
+//! - [`worker`]: what all connections of a core share; [`loaded`], [`pool`], [`buffers`], [`watch`], [`socket`], [`ahead`], [`multishot`],
+//!   [`provided`]: its parts.
 //! - [`attempt`]: which endpoint, and whether another one; [`usher`]: turns on epoll.
 //! - [`descriptors`]: how many connections there can be.
 
@@ -32,8 +32,10 @@ pub mod lane;
 pub mod ledger;
 pub mod limiter;
 pub mod loaded;
+pub mod multishot;
 pub mod pipeline;
 pub mod pool;
+pub mod provided;
 pub mod reply;
 pub mod runtime;
 pub mod socket;

@@ -157,7 +157,9 @@ impl<'a, 's> Reply<'a, 's> {
             return Ok(Ended::Switched);
         }
         let left_over = self.begin_body(&mut inbound, head_bytes)?;
-        self.pass().await?;
+        if !self.post() {
+            self.pass().await?;
+        }
         let left_over = if self.decoder.is_done() { left_over } else { self.rest(&mut inbound, left_over).await? };
         if self.tx.scratch.inbound.capacity() == 0 {
             self.tx.scratch.inbound = inbound;
@@ -217,6 +219,11 @@ impl<'a, 's> Reply<'a, 's> {
         self.bodiless = head.bodiless;
         self.pipelines = head.version == Version::Http11 && !head.bodiless;
         Ok(Rendered::Final { head_bytes, status: head.status })
+    }
+
+    /// Has what stands in the scratch's `out` sent to the client, if it is the last of the answer; whether nobody has to wait for that.
+    fn post(&mut self) -> bool {
+        self.decoder.is_done() && self.tx.persistent && self.to.post(&self.tx.scratch.out)
     }
 
     /// Sends what stands in the scratch's `out` to the client.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder, time::TimeDriver};
 
 use super::accept::Acceptor;
+use super::multishot;
 use super::usher::Usher;
 use super::watch::{Registry, TICK};
 use super::worker::{Parts, Worker};
@@ -141,6 +142,8 @@ async fn serve(parts: Parts, listeners: Vec<TcpListener>, running: Running) -> i
         }
     }
     monoio::spawn(Rc::clone(&worker.batches).start());
+    let _receives = multishot::install();
+    monoio::spawn(multishot::tend());
     let is_epoll = running.driver != IO_URING;
     if is_epoll {
         let (usher, ushering) = Usher::new()?;

@@ -5,9 +5,11 @@
 //! reads go on without whoever began them, see [`super::ahead`].
 
 use std::cell::UnsafeCell;
+use std::future::{self, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::task::Poll;
 
 use futures_util::FutureExt;
 use monoio::buf::{IoBuf, IoBufMut, SliceMut};
@@ -17,6 +19,7 @@ use monoio::io::{
 use monoio::net::{TcpStream, UnixStream};
 
 use super::ahead::Ahead;
+use super::multishot::{Inbox, Look, Outbox};
 use super::watch::{Patience, Registry, Side, Watched};
 
 /// A connected stream.
@@ -38,7 +41,7 @@ pub type Filled = (io::Result<usize>, Vec<u8>);
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum Reader {
-    Client(Half),
+    Client(Half, Inbox),
     Upstream(Ahead),
 }
 
@@ -54,7 +57,7 @@ pub enum Half {
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum Writer {
-    Tcp(OwnedWriteHalf<TcpStream>),
+    Tcp(OwnedWriteHalf<TcpStream>, Outbox),
     Unix(OwnedWriteHalf<UnixStream>),
 }
 
@@ -63,7 +66,7 @@ impl Socket {
     pub fn tcp(stream: TcpStream, registry: &Rc<Registry>, side: Side) -> Socket {
         let fd = stream.as_raw_fd();
         let (reader, writer) = stream.into_split();
-        Socket::new(fd, Half::Tcp(reader), Writer::Tcp(writer), registry, side)
+        Socket::new(fd, Half::Tcp(reader), Writer::Tcp(writer, Outbox::NONE), registry, side)
     }
 
     /// A Unix stream.
@@ -73,35 +76,54 @@ impl Socket {
         Socket::new(fd, Half::Unix(reader), Writer::Unix(writer), registry, side)
     }
 
-    fn new(fd: RawFd, half: Half, writer: Writer, registry: &Rc<Registry>, side: Side) -> Socket {
+    fn new(fd: RawFd, half: Half, mut writer: Writer, registry: &Rc<Registry>, side: Side) -> Socket {
         let reader = match side {
-            Side::Client => Reader::Client(half),
-            Side::Upstream => Reader::Upstream(Ahead::new(half)),
+            Side::Client => Reader::Client(half, Inbox::NONE),
+            Side::Upstream => {
+                let ahead = Ahead::new(half, fd);
+                if let Writer::Tcp(_, outbox) = &mut writer {
+                    *outbox = ahead.outbox();
+                }
+                Reader::Upstream(ahead)
+            }
         };
         Socket { watch: Watched::new(registry, fd, side), reader, writer, fd }
+    }
+
+    /// From now on the receives of a client that has been served stay armed, and its answers may be [posted](Writer::post), where the
+    /// driver can do that.
+    pub fn stay_armed(&mut self) {
+        if let (Reader::Client(Half::Tcp(_), inbox), Writer::Tcp(_, outbox)) = (&mut self.reader, &mut self.writer) {
+            if !inbox.is_open() {
+                *inbox = Inbox::open(self.fd);
+                *outbox = inbox.outbox();
+            }
+            inbox.arm();
+        }
     }
 
     /// Whether an idle connection is still good: open, and nothing to be read from it. One that reads ahead knows without a
     /// system call, as of the last time that the driver was asked.
     pub fn is_quiet(&mut self) -> bool {
         if let Reader::Upstream(ahead) = &mut self.reader
-            && ahead.has_begun()
+            && let Some(is_quiet) = ahead.is_quiet()
         {
-            return ahead.is_pending();
+            return is_quiet;
         }
         let mut byte = [0u8; 1];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
     }
 
-    /// Closes it, once all that was begun on it is over. A drop costs more: it shuts the socket down first, and on io_uring it closes it by
+    /// Closes it, once nothing is being sent on it any more, and nobody reads. (A receive that stays armed ends with the driver's next turn, and only
+    /// then is the peer told.) A drop costs more: it shuts the socket down first, and on io_uring it closes it by
     /// an operation that monoio then cancels, since nobody waits for its end.
     #[allow(unsafe_code)]
     pub fn close(self) {
         let Socket { watch, reader, writer, fd: _ } = self;
         drop(watch);
         let fd = match (reader, writer) {
-            (Reader::Client(Half::Tcp(reader)), Writer::Tcp(writer)) => {
+            (Reader::Client(Half::Tcp(reader), _), Writer::Tcp(writer, _)) => {
                 reader.reunite(writer).map(TcpStream::into_raw_fd).ok()
             }
             _ => None,
@@ -110,9 +132,10 @@ impl Socket {
         drop(fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
     }
 
-    /// Whether something has come that nobody has read. A close would then reset the connection.
+    /// Whether something has come that nobody has read. A close might then reset the connection.
     pub fn has_unread(&self) -> bool {
-        !matches!(rustix::io::ioctl_fionread(borrow(self.fd)), Ok(0))
+        matches!(&self.reader, Reader::Client(_, inbox) if inbox.has_unread())
+            || !matches!(rustix::io::ioctl_fionread(borrow(self.fd)), Ok(0))
     }
 
     /// Whether the peer has still to take in something that was sent.
@@ -121,10 +144,19 @@ impl Socket {
     }
 
     /// Appends to `buf` what has come already, without waiting; whether it was anything.
-    pub fn read_ready(&self, buf: &mut Vec<u8>) -> bool {
+    pub fn read_ready(&mut self, buf: &mut Vec<u8>) -> bool {
+        if let Reader::Client(_, inbox) = &mut self.reader
+            && inbox.holds()
+        {
+            return matches!(inbox.take(buf, usize::MAX), Some(Ok(1..)));
+        }
         let flags = rustix::net::RecvFlags::DONTWAIT;
         let room = rustix::buffer::spare_capacity(buf);
-        matches!(rustix::net::recv(borrow(self.fd), room, flags), Ok((read, _)) if read > 0)
+        let is_something = matches!(rustix::net::recv(borrow(self.fd), room, flags), Ok((read, _)) if read > 0);
+        if is_something && let Reader::Client(_, inbox) = &mut self.reader {
+            inbox.goes_on();
+        }
+        is_something
     }
 
     /// Whether the peer has certainly not seen any of the last `sent` bytes, so that sending them again elsewhere cannot do
@@ -134,7 +166,7 @@ impl Socket {
     /// to a side that had closed already. The reset that answers them shows that it had closed for good. A reset alone
     /// proves nothing: it can overtake the acknowledgement of bytes that were read (RFC 9293, section 3.5.2).
     pub fn undelivered(&self, sent: usize) -> bool {
-        let Writer::Tcp(_) = self.writer else { return false };
+        let Writer::Tcp(..) = self.writer else { return false };
         let is_reset = socket2::SockRef::from(&borrow(self.fd)).take_error().is_ok_and(|error| error.is_some());
         is_reset && unacknowledged(self.fd) == Some(sent)
     }
@@ -150,25 +182,70 @@ impl Reader {
     /// The same, at most `most` bytes.
     pub fn read_some(&mut self, buf: Vec<u8>, most: usize) -> impl Future<Output = Filled> {
         match self {
-            Reader::Client(half) => half.read(buf, most).left_future(),
+            Reader::Client(half, inbox) => async move {
+                let mut buf = buf;
+                match poll_fn(|cx| inbox.poll_read(&mut buf, most, cx)).await {
+                    Some(result) => (result, buf),
+                    None => half.read(buf, most).await,
+                }
+            }
+            .left_future(),
             Reader::Upstream(ahead) => ahead.read(buf, most).right_future(),
         }
+    }
+
+    /// Waits until there is something to be read, where that takes no buffer; how it is to be [read](Reader::read_found).
+    pub fn look(&mut self) -> impl Future<Output = Look> {
+        poll_fn(|cx| match self {
+            Reader::Client(_, inbox) => inbox.poll_look(cx),
+            Reader::Upstream(_) => Poll::Ready(Look::Unknown),
+        })
+    }
+
+    /// As [`Reader::read`], after [`Reader::look`] has found `found`. A connection that waits for its next request holds these two futures, and
+    /// they take less than that one.
+    pub fn read_found(&mut self, found: Look, mut buf: Vec<u8>) -> impl Future<Output = Filled> {
+        let room = buf.capacity() - buf.len();
+        match (self, found) {
+            (Reader::Client(_, inbox), Look::Something) => {
+                let result = inbox.take(&mut buf, room).unwrap_or(Ok(0));
+                future::ready((result, buf)).left_future().left_future()
+            }
+            (Reader::Client(half, _), Look::Unknown) => half.read(buf, room).right_future().left_future(),
+            (Reader::Upstream(ahead), _) => ahead.read(buf, room).right_future(),
+        }
+    }
+
+    /// Receives do not stay armed any more, so that whoever reads gets what comes directly. No read may have begun.
+    pub async fn disarm(&mut self) {
+        let inbox = match self {
+            Reader::Client(_, inbox) => inbox,
+            Reader::Upstream(ahead) => ahead.inbox(),
+        };
+        poll_fn(|cx| inbox.poll_disarm(cx)).await;
     }
 
     /// The same as [`Reader::read_some`], but it can be cancelled without losing a byte: it then ends with an error, unless
     /// something had come before.
     pub async fn read_some_cancelable(&mut self, buf: Vec<u8>, most: usize, handle: CancelHandle) -> Filled {
         match self {
-            Reader::Client(half) => half.read_cancelable(buf, most, handle).await,
+            Reader::Client(half, inbox) => {
+                let mut buf = buf;
+                match poll_fn(|cx| inbox.poll_read(&mut buf, most, cx)).await {
+                    Some(result) => (result, buf),
+                    None => half.read_cancelable(buf, most, handle).await,
+                }
+            }
             // Uploads alone are cancelled, and those come from clients.
             Reader::Upstream(ahead) => ahead.read(buf, most).await,
         }
     }
 
-    /// The connection, where it is TCP: for who reads from it otherwise, while no read has begun.
+    /// The connection, where it is TCP and all that has come of it was read: for who reads from it otherwise, while no read has begun.
     pub fn tcp(&self) -> Option<Tcp> {
         match self {
-            Reader::Client(half) => half.tcp(),
+            Reader::Client(_, inbox) if inbox.holds() => None,
+            Reader::Client(half, _) => half.tcp(),
             Reader::Upstream(ahead) => ahead.tcp(),
         }
     }
@@ -176,7 +253,7 @@ impl Reader {
     /// An upstream's.
     pub fn ahead(&mut self) -> &mut Ahead {
         match self {
-            Reader::Client(_) => unreachable!("a client is read when it is its turn"),
+            Reader::Client(..) => unreachable!("a client is read when it is its turn"),
             Reader::Upstream(ahead) => ahead,
         }
     }
@@ -264,8 +341,45 @@ impl Writer {
     /// The whole of it, where it is TCP.
     pub fn tcp(&self) -> Option<Tcp> {
         match self {
-            Writer::Tcp(half) => Some(Tcp(Rc::clone(&half.0))),
+            Writer::Tcp(half, _) => Some(Tcp(Rc::clone(&half.0))),
             Writer::Unix(_) => None,
+        }
+    }
+
+    /// Sends `bytes`, all of them, without anybody's waiting for it, where that is soon done and the driver can do it; if not, they are still
+    /// to be written. Whether it went well, the next read or write finds out.
+    pub fn post(&mut self, bytes: &[u8]) -> bool {
+        self.outbox().is_some_and(|outbox| outbox.post(bytes))
+    }
+
+    /// How many bytes of something that was [posted](Writer::post) were sent, where not all of them could be.
+    pub fn cut(&self) -> Option<usize> {
+        self.outbox()?.cut()
+    }
+
+    /// Whether all that was [posted](Writer::post) is sent, or cannot be.
+    pub fn is_settled(&self) -> bool {
+        self.outbox().is_none_or(Outbox::is_settled)
+    }
+
+    /// Waits until what was [posted](Writer::post) is sent.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub async fn settle(&mut self, patience: Patience<'_>) -> Result<(), WriteError> {
+        let Some(outbox) = self.outbox() else { return Ok(()) };
+        if !outbox.is_settled() {
+            patience.renew();
+            outbox.settle().await;
+            patience.done();
+        }
+        outbox.cut().map_or(Ok(()), |written| Err(WriteError { written }))
+    }
+
+    fn outbox(&self) -> Option<Outbox> {
+        match self {
+            Writer::Tcp(_, outbox) if outbox.is_open() => Some(*outbox),
+            Writer::Tcp(..) | Writer::Unix(_) => None,
         }
     }
 
@@ -280,11 +394,14 @@ impl Writer {
         let start = from;
         // A block, since an async function holds what it is given twice.
         async move {
+            if let Err(error) = self.settle(patience).await {
+                return (Err(error), buf);
+            }
             while from < to {
                 patience.renew();
                 let slice = buf.slice(from..to);
                 let (result, slice) = match self {
-                    Writer::Tcp(half) => half.write(slice).await,
+                    Writer::Tcp(half, _) => half.write(slice).await,
                     Writer::Unix(half) => half.write(slice).await,
                 };
                 buf = slice.into_inner();
@@ -309,11 +426,11 @@ impl Writer {
         self.write(buf, 0, to, patience)
     }
 
-    /// Tells the peer that no more will come.
+    /// Tells the peer that no more will come. Nothing may have been [posted](Writer::post) that is not sent yet.
     pub async fn finish(&mut self) {
         // A peer that is gone already has been told.
         let _ = match self {
-            Writer::Tcp(half) => half.shutdown().await,
+            Writer::Tcp(half, _) => half.shutdown().await,
             Writer::Unix(half) => half.shutdown().await,
         };
     }

@@ -33,6 +33,8 @@ pub async fn run(
         writing: Cell::new(0),
         broken: Cell::new(false),
     };
+    client.socket.reader.disarm().await;
+    upstream.reader.disarm().await;
     let (bytes_in, bytes_out) = (Cell::new(0), Cell::new(0));
     {
         let first = std::mem::take(leftover);

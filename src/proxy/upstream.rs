@@ -149,7 +149,8 @@ async fn exchange(
             tx.worker.counters.upstream_stale.add(1);
             continue;
         }
-        let sent = send(tx, &mut upstream).await;
+        let mut sent =
+            if whole && upstream.writer.post(&tx.scratch.out) { Ok(()) } else { send(tx, &mut upstream).await };
         tx.scratch.out.truncate(request_bytes);
         if sent.is_ok()
             && let Some(leader) = leader
@@ -172,6 +173,9 @@ async fn exchange(
             Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared)).await,
         };
         client.socket.watch.waited();
+        if result.is_err() && upstream.writer.cut() == Some(0) {
+            sent = Err(Failure::UpstreamClosed { silent: true, reset: true });
+        }
         match result {
             Err(failure @ Failure::UpstreamClosed { silent: true, reset })
                 if reused && !client.socket.watch.peer_gone() =>

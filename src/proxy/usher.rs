@@ -1,6 +1,6 @@
 //! Turns, where the driver does not see to them.
 //!
-//! On io_uring every operation gives up its turn. On epoll one that is ready does not: a client that always has another
+//! On io_uring every operation gives up its turn, and no request goes without one ([`multishot`](super::multishot)). On epoll one that is ready does not: a client that always has another
 //! request there would keep the worker to itself, its timers and new clients included. A task that merely wakes itself is run
 //! again before all others (monoio's scheduler puts it in front), and a queue that is never empty keeps the driver from its
 //! timers. So whoever has had its turns waits for a byte that has to go through the driver: by the time that it has, all

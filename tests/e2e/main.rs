@@ -20,6 +20,7 @@ mod early_answers;
 mod endpoints;
 mod health;
 mod identity;
+mod kept;
 mod leaving;
 mod messages;
 mod metrics;
