@@ -111,16 +111,17 @@ impl Ahead {
         most: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Filled> {
-        if !self.has_begun() && lend.is_some() {
+        if !self.has_begun() {
             let look = ready!(self.inbox.poll_look(cx));
-            let Some(lend) = lend.take() else { return Poll::Pending };
-            let mut buf = lend();
-            if look == Look::Something
-                && let Some(result) = self.inbox.take(&mut buf, most)
-            {
-                return Poll::Ready((result, buf));
+            if let Some(lend) = lend.take() {
+                let mut buf = lend();
+                if look == Look::Something
+                    && let Some(result) = self.inbox.take(&mut buf, most)
+                {
+                    return Poll::Ready((result, buf));
+                }
+                self.order(buf, most);
             }
-            self.order(buf, most);
         }
         self.poll(cx)
     }

@@ -13,8 +13,8 @@ pub type BufferId = u16;
 /// in one set of the first-level cache.
 pub const BUFFER_BYTES: usize = 8256;
 
-/// The most buffers of a worker, 4 MiB. A power of two, as the ring wants it.
-pub const BUFFERS_MAX: u16 = 512;
+/// The most buffers of a worker, 16 MiB: enough for a message from each of as many connections in one turn. A power of two, as the ring wants it.
+pub const BUFFERS_MAX: u16 = 2048;
 
 /// So many there are to begin with, and so many more when few are left: the fewer there are, the more of them are in a cache.
 const BUFFERS_STEP: u16 = 32;

@@ -173,6 +173,7 @@ async fn exchange(
             Ok(()) => Box::pin(duplex(tx, client, leftover, &mut upstream, plan, &shared)).await,
         };
         client.socket.watch.waited();
+        // Nothing of what was posted has gone out.
         if result.is_err() && upstream.writer.cut() == Some(0) {
             sent = Err(Failure::UpstreamClosed { silent: true, reset: true });
         }
