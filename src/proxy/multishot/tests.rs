@@ -377,6 +377,7 @@ fn an_upstream_stays_armed_between_its_answers() {
         assert_eq!(stage(), Some(Stage::Disarmed), "what comes first may be long");
         socket.reader.ahead().inbox().arm();
         assert!(socket.reader.ahead().inbox().begin());
+        assert!(socket.reader.tcp().is_none(), "it is received from");
         monoio::time::sleep(Duration::from_millis(1)).await;
         assert!(socket.is_quiet());
         for word in [b"one", b"two"] {
