@@ -115,9 +115,9 @@ impl Socket {
         matches!(rustix::net::recv(borrow(self.fd), &mut byte, flags), Err(rustix::io::Errno::AGAIN))
     }
 
-    /// Closes it, once nothing is being sent on it any more, and nobody reads. (A receive that stays armed ends with the driver's next turn, and only
-    /// then is the peer told.) A drop costs more: it shuts the socket down first, and on io_uring it closes it by
-    /// an operation that monoio then cancels, since nobody waits for its end.
+    /// Closes it, once nothing is being sent on it any more, and nobody reads. (A receive that stays armed ends with the driver's
+    /// next turn, and only then is the peer told.) A drop costs more: it shuts the socket down first, and on io_uring it closes
+    /// it by an operation that monoio then cancels, since nobody waits for its end.
     #[allow(unsafe_code)]
     pub fn close(self) {
         let Socket { watch, reader, writer, fd: _ } = self;

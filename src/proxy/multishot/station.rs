@@ -1,5 +1,5 @@
 //! The books of [`multishot`](super): who waits for what, what has come, and what is being sent. Begins no operation and wakes nobody: it says
-//! what is to be done.
+//! what is to be done. It does one thing itself: a connection on which something could not be sent, it shuts down.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -14,15 +14,15 @@ use super::super::socket::{self, Shut};
 /// So many buffers of a connection may wait to be read; a few dozen more come until its receive has ended.
 pub const UNREAD_MAX: u16 = 4;
 
-/// A receive ends once it has brought so many bytes, or the rest of a buffer more, where the kernel can do that (Linux 6.17), so that of a long body that is sent to it not
-/// much comes here. The next read begins another. It is no limit on buffers, which may be filled in part.
+/// A receive ends once it has brought so many bytes, or the rest of a buffer more, where the kernel can do that (Linux 6.17), so that of a
+/// long body that is sent to it not much comes here. The next read begins another. It is no limit on buffers, which may be filled in part.
 pub const LIMIT: u32 = 64 * 1024;
 
 /// What is longer is not posted.
 pub const POSTED_MAX: usize = 8192;
 
-/// So many buffers for what is posted are kept for reuse: 2 MiB.
-const SPARE_MAX: usize = 256;
+/// So many buffers for what is posted are kept for reuse, 8 MiB: as many as there may be connections that send in one turn.
+const SPARE_MAX: usize = 1024;
 
 /// No slot, no send.
 pub const NONE: u32 = u32::MAX;
